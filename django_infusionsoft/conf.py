@@ -1,0 +1,155 @@
+"""Every setting of the app: name, type, default, meaning. Read when used, never at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from typing import Any, Final, Generic, TypeVar, overload
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from django_infusionsoft.exceptions import ConfigurationError
+
+T = TypeVar("T")
+PREFIX: Final = "INFUSIONSOFT_"
+
+
+def is_loopback(host: str | None) -> bool:
+    """Tell whether ``host`` (a name or an address) is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def require_endpoint(url: str, what: str, hint: str) -> str:
+    """Return ``url`` if tokens or codes may travel to it.
+
+    :raises ConfigurationError: it is plain HTTP, and not on this machine.
+    """
+    if problem := _endpoint(url):
+        raise ConfigurationError(f"{what}, {url}, {problem}. {hint}")
+    return url
+
+
+def _any(value: Any) -> str:
+    return ""
+
+
+def _positive(value: Any) -> str:
+    return "" if value > 0 else "must be greater than 0"
+
+
+def _fraction(value: Any) -> str:
+    return "" if 0 < value < 1 else "must lie between 0 and 1"
+
+
+def _endpoint(value: Any) -> str:
+    """Tokens travel to these addresses: TLS, or this machine (RFC 6749 section 3.2)."""
+    parts = urlsplit(value)
+    if parts.scheme == "https" and parts.hostname:
+        return ""
+    if parts.scheme == "http" and is_loopback(parts.hostname):
+        return ""
+    return "must be an absolute https:// URL (http:// is allowed for loopback hosts only)"
+
+
+def _endpoint_or_empty(value: Any) -> str:
+    return _endpoint(value) if value else ""
+
+
+class Setting(Generic[T]):
+    """One setting: ``conf.NAME`` reads ``settings.INFUSIONSOFT_NAME`` at that moment.
+
+    :raises ConfigurationError: on reading a value of the wrong type or outside its range.
+    """
+
+    def __init__(
+        self, default: T, description: str, problem_with: Callable[[Any], str] = _any
+    ) -> None:
+        self.default: Final = default
+        self.description: Final = description
+        self.type: Final[type] = type(default)
+        self._problem_with = problem_with
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = PREFIX + name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Setting[T] | T:
+        if instance is None:
+            return self
+        value = getattr(settings, self.name, self.default)
+        if not self._has_type(value):
+            raise ConfigurationError(
+                f"{self.name} must be of type {self.type.__name__}, "
+                f"not {type(value).__name__}: {self.description}"
+            )
+        if problem := self._problem_with(value):
+            raise ConfigurationError(f"{self.name} {problem}: {self.description}")
+        return value
+
+    def _has_type(self, value: object) -> bool:
+        if self.type is list:
+            return isinstance(value, list | tuple)
+        if self.type is float:
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, self.type)
+
+
+class Conf:
+    """The settings by their short names."""
+
+    CLIENT_ID = Setting("", "the client id from Keap's developer portal")
+    CLIENT_SECRET = Setting("", "the client secret from Keap's developer portal")
+    ENCRYPTION_KEYS: Setting[list[str]] = Setting(
+        [], "Fernet keys for the stored secrets: the first writes, all read"
+    )
+    REDIRECT_URI = Setting(
+        "",
+        "the absolute URL of the callback view; empty: built from the request",
+        _endpoint_or_empty,
+    )
+    AUTHORIZE_URL = Setting(
+        "https://accounts.infusionsoft.com/app/oauth/authorize",
+        "the authorization endpoint",
+        _endpoint,
+    )
+    TOKEN_URL = Setting("https://api.infusionsoft.com/token", "the token endpoint", _endpoint)
+    API_URL = Setting(
+        "https://api.infusionsoft.com/crm/rest/",
+        "what relative URLs of session() are resolved against",
+        _endpoint,
+    )
+    SCOPE = Setting("full", "the scope to ask for; Keap knows only this one")
+    CONNECT_TIMEOUT_SECONDS = Setting(5.0, "how long to wait for a connection", _positive)
+    READ_TIMEOUT_SECONDS = Setting(30.0, "how long to wait for an answer", _positive)
+    LEASE_SECONDS = Setting(
+        120.0, "how long one refresh may hold a credential; longer than both timeouts", _positive
+    )
+    WAIT_SECONDS = Setting(
+        60.0, "how long a caller without an access token waits for another's refresh", _positive
+    )
+    EXPIRY_LEEWAY_SECONDS = Setting(
+        300.0,
+        "how close to its end an access token is refreshed when used; at most a tenth of its life",
+        _positive,
+    )
+    REFRESH_FRACTION = Setting(
+        0.75, "the part of an access token's life after which the worker refreshes it", _fraction
+    )
+    REFRESH_CONCURRENCY = Setting(8, "how many refreshes one worker overlaps", _positive)
+
+
+conf: Final = Conf()
+
+SETTINGS: Final[Mapping[str, Setting[Any]]] = {
+    setting.name: setting for setting in vars(Conf).values() if isinstance(setting, Setting)
+}

@@ -1,0 +1,108 @@
+"""A pair comes in by the will of a person: authorized in the browser, or imported.
+
+It wins over whatever the row holds or a refresh still brings home.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from django.db import IntegrityError, router, transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from django_infusionsoft import history, signals
+from django_infusionsoft.choices import EventKind
+from django_infusionsoft.conf import conf
+from django_infusionsoft.database import DatabaseNow, own_transaction
+from django_infusionsoft.oauth import TokenPair, normalize_account
+from django_infusionsoft.rows import columns_for
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+    from django_infusionsoft.models import Application, Credential
+
+
+def imported_pair(
+    *, account: str, access_token: str, refresh_token: str, expires_at: datetime
+) -> TokenPair:
+    """Return what another client was given as a pair.
+
+    :raises ValueError: an account, a token or a time that cannot be right.
+    """
+    name = normalize_account(account)
+    if name is None:
+        raise ValueError(f"{account!r} is not the name of an account, such as 'ab123'.")
+    if not access_token.strip() or not refresh_token.strip():
+        raise ValueError(f"Account {name}: both tokens are needed.")
+    if timezone.is_naive(expires_at):
+        raise ValueError(f"Account {name}: expires_at must have a time zone.")
+    return TokenPair(
+        access_token=access_token,
+        refresh_token=refresh_token,
+        expires_in=int((expires_at - timezone.now()).total_seconds()),
+        account=name,
+    )
+
+
+def store(
+    model: type[Credential],
+    pair: TokenPair,
+    *,
+    application: Application | None,
+    user: AbstractBaseUser | None = None,
+    expected: Credential | None = None,
+    imported: bool = False,
+) -> Credential:
+    """Write the pair into the row of its account, tell it, and return the credential."""
+    credential, created = _put(model, pair, application, user, expected)
+    kind = EventKind.CONNECTED if created else EventKind.RECONNECTED
+    history.record(credential, EventKind.IMPORTED if imported else kind, user=user)
+    signals.credential_connected.send_robust(
+        sender=model, credential=credential, created=created, user=user
+    )
+    return credential
+
+
+def _put(
+    model: type[Credential],
+    pair: TokenPair,
+    application: Application | None,
+    user: AbstractBaseUser | None,
+    expected: Credential | None,
+) -> tuple[Credential, bool]:
+    """Return the credential that holds the pair now, and whether its row is new.
+
+    The write is committed on its own: a code works once, and a caller's rollback must not lose
+    what it was exchanged for.
+    """
+    alias = router.db_for_write(model)
+    rows = model._base_manager.using(alias)
+    home, created = _home(pair, application, expected), False
+    columns = columns_for(
+        pair, seed=str(pair.account), fraction=conf.REFRESH_FRACTION, now=DatabaseNow()
+    ) | {"connected_at": DatabaseNow(), "authorized_by_id": user.pk if user else None}
+    overwrite = columns | {"generation": F("generation") + 1}
+    with own_transaction(alias):
+        if not rows.filter(home).update(**overwrite):
+            try:
+                with transaction.atomic(using=alias):
+                    row = rows.create(
+                        account=pair.account, application=application, generation=1, **columns
+                    )
+                home, created = Q(pk=row.pk), True
+            except IntegrityError:  # another callback for the same account was faster
+                if not rows.filter(home).update(**overwrite):
+                    raise
+        return rows.select_related("application").get(home), created
+
+
+def _home(pair: TokenPair, application: Application | None, expected: Credential | None) -> Q:
+    """Return which row the pair belongs in, as far as anybody knows."""
+    if pair.account is not None:
+        return Q(account=pair.account, application=application)
+    if expected is not None and expected.account is None:
+        return Q(pk=expected.pk)
+    return Q(pk__in=[])

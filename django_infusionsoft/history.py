@@ -1,0 +1,67 @@
+"""A credential's history: who did what, when, with what result. Never a secret."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from django.db import DatabaseError, router, transaction
+
+from django_infusionsoft.choices import EventKind
+from django_infusionsoft.database import own_transaction
+from django_infusionsoft.exceptions import DatabaseBusy
+
+if TYPE_CHECKING:
+    from django_infusionsoft.models import Credential
+
+logger = logging.getLogger("django_infusionsoft")
+
+LEVELS: Final = {
+    EventKind.REFRESH_FAILED: logging.WARNING,
+    EventKind.LATE_REPLY_DROPPED: logging.WARNING,
+    EventKind.REAUTHORIZATION_REQUIRED: logging.ERROR,
+}
+
+
+def fingerprint(refresh_token: str) -> str:
+    """Return 12 hex digits that tell refresh tokens apart and lead back to none."""
+    return hashlib.sha256(refresh_token.encode()).hexdigest()[:12]
+
+
+def record(credential: Credential, kind: EventKind, **details: Any) -> None:
+    """Write one event and one log line, after the fact and on their own.
+
+    What has happened has happened: a database that cannot take the event is logged, not raised.
+
+    :param details: fields of ``CredentialEvent``.
+    """
+    level = LEVELS.get(kind, logging.INFO)
+    logger.log(level, "%s %s", kind.value, _fields(credential, details))
+    alias = router.db_for_write(type(credential), instance=credential)
+    try:
+        with own_transaction(alias), transaction.atomic(using=alias):
+            credential.events.using(alias).create(
+                credential_id=credential.pk,
+                kind=kind,
+                **{"generation": credential.generation, **details},
+            )
+    except (DatabaseError, DatabaseBusy):
+        logger.exception("event_not_written %s", _fields(credential, details))
+
+
+def _fields(credential: Credential, details: dict[str, Any]) -> str:
+    fields = {
+        "credential": credential.pk,
+        "account": credential.account,
+        "generation": credential.generation,
+        **{name: value for name, value in details.items() if name != "user"},
+    }
+    return " ".join(
+        f"{name}={_quote(value)}" for name, value in fields.items() if value not in (None, "")
+    )
+
+
+def _quote(value: object) -> str:
+    text = str(value)
+    return f'"{text}"' if " " in text else text

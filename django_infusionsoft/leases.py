@@ -1,0 +1,90 @@
+"""Leases: who may present a credential's refresh token, and until when by the database's clock."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from django.db import connections, transaction
+from django.db.models import Case, F, Q, QuerySet, When
+
+from django_infusionsoft.choices import Status
+from django_infusionsoft.conf import conf
+from django_infusionsoft.database import DatabaseNow, own_transaction
+from django_infusionsoft.rows import alias_of, row_of
+
+if TYPE_CHECKING:
+    from django_infusionsoft.models import Credential
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to present the refresh token of one generation, once."""
+
+    id: str
+    ends_at: float
+    """A reading of ``time.monotonic()``, not later than the row's deadline."""
+
+    @property
+    def allows_sending(self) -> bool:
+        """Whether the longest possible HTTP call still ends within the lease."""
+        return time.monotonic() + longest_call_seconds() < self.ends_at
+
+
+def longest_call_seconds() -> float:
+    """Return how long one call of the token endpoint can take."""
+    return conf.CONNECT_TIMEOUT_SECONDS + 2 * conf.READ_TIMEOUT_SECONDS
+
+
+def claim(credential: Credential) -> Lease | None:
+    """Take the lease if the generation is the one seen and nobody's lease is alive."""
+    lease = _new_lease()
+    with own_transaction(alias_of(credential)):
+        free = _free(row_of(credential)).filter(generation=credential.generation)
+        return lease if _take(free, lease) else None
+
+
+def claim_batch(due: QuerySet[Credential], size: int) -> tuple[Lease, list[Credential]]:
+    """Take one lease over up to ``size`` of the due credentials, the most urgent first."""
+    lease = _new_lease()
+    urgent = _free(due).order_by("refresh_at")
+    with own_transaction(due.db):
+        with transaction.atomic(using=due.db):
+            if connections[due.db].features.has_select_for_update_skip_locked:
+                urgent = urgent.select_for_update(skip_locked=True)
+            ids = list(urgent.values_list("pk", flat=True)[:size])
+            _take(_free(due.filter(pk__in=ids)), lease)
+        held = due.model._base_manager.using(due.db).filter(pk__in=ids, lease_id=lease.id)
+        return lease, list(held.select_related("application").order_by("refresh_at"))
+
+
+def held(credential: Credential, lease: Lease) -> QuerySet[Credential]:
+    """The row, if it is still ours to judge."""
+    return row_of(credential).filter(generation=credential.generation, lease_id=lease.id)
+
+
+def _new_lease() -> Lease:
+    # The clock is read before the row is written, so that our deadline comes first.
+    return Lease(id=uuid.uuid4().hex, ends_at=time.monotonic() + conf.LEASE_SECONDS)
+
+
+def _free(credentials: QuerySet[Credential]) -> QuerySet[Credential]:
+    return credentials.filter(
+        Q(lease_until__isnull=True) | Q(lease_until__lte=DatabaseNow()), status=Status.CONNECTED
+    )
+
+
+def _take(free: QuerySet[Credential], lease: Lease) -> int:
+    return free.update(
+        # A lease that ran out: its holder died, perhaps with the request on its way. First of
+        # all, because MariaDB evaluates assignments in order, with the new values.
+        unanswered_attempts=Case(
+            When(lease_until__isnull=False, then=F("unanswered_attempts") + 1),
+            default=F("unanswered_attempts"),
+        ),
+        lease_id=lease.id,
+        lease_until=DatabaseNow() + timedelta(seconds=conf.LEASE_SECONDS),
+    )

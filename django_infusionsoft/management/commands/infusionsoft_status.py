@@ -1,0 +1,38 @@
+"""``manage.py infusionsoft_status``"""
+
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.utils import timezone
+
+from django_infusionsoft.models import Credential
+
+
+class Command(BaseCommand):
+    """One line a credential."""
+
+    help = "Shows every credential. Exit codes: 0 all well, 1 an account must be connected again."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        credentials = Credential.objects.select_related("application").order_by("account", "pk")
+        for credential in credentials.iterator():
+            self.stdout.write(self._line(credential))
+        if not credentials.exists():
+            self.stdout.write("No account is connected yet.")
+        if Credential.objects.needs_reauthorization().exists():
+            sys.exit(1)
+
+    def _line(self, credential: Credential) -> str:
+        columns = (
+            f"{credential!s:<16}",
+            f"{credential.get_status_display():<16}",
+            f"expires {_when(credential.expires_at):<20}",
+            f"next refresh {_when(credential.refresh_at):<20}",
+            credential.account_name,
+        )
+        return " ".join(columns).rstrip()
+
+
+def _when(moment: Any) -> str:
+    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}" if moment else "-"

@@ -1,0 +1,279 @@
+"""Applications, credentials and their history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from django_infusionsoft import profiles, refresh, rows
+from django_infusionsoft.choices import EventKind, Outcome, Reason, Status
+from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import ConfigurationError, DecryptionError
+from django_infusionsoft.fields import EncryptedTextField
+from django_infusionsoft.managers import ApplicationManager, CredentialManager
+from django_infusionsoft.oauth import Client
+from django_infusionsoft.sessions import CredentialSession
+
+if TYPE_CHECKING:
+    from django.db.models.base import ModelBase
+    from django_stubs_ext.db.models.manager import RelatedManager
+
+
+class Application(models.Model):
+    """An OAuth client registered at Keap's developer portal."""
+
+    name = models.CharField(_("name"), max_length=100)
+    client_id = models.CharField(_("client id"), max_length=255, unique=True)
+    client_secret = EncryptedTextField(_("client secret"))
+    is_default = models.BooleanField(
+        _("default"), default=False, help_text=_("Used where nobody names an application.")
+    )
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    objects = ApplicationManager()
+
+    class Meta:
+        verbose_name = _("application")
+        verbose_name_plural = _("applications")
+        ordering = ["name", "pk"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(
+        self,
+        *,
+        force_insert: bool | tuple[ModelBase, ...] = False,
+        force_update: bool = False,
+        using: str | None = None,
+        update_fields: Iterable[str] | None = None,
+    ) -> None:
+        with transaction.atomic(using=using):
+            if self.is_default:
+                others = type(self)._base_manager.using(using).exclude(pk=self.pk)
+                others.filter(is_default=True).update(is_default=False)
+            super().save(
+                force_insert=force_insert,
+                force_update=force_update,
+                using=using,
+                update_fields=update_fields,
+            )
+
+    @property
+    def client(self) -> Client:
+        """The client as the authorization server knows it.
+
+        :raises ConfigurationError: the secret cannot be decrypted.
+        """
+        try:
+            return Client(self.client_id, self.client_secret)
+        except DecryptionError as error:
+            # Not as a DecryptionError: it concerns every credential of this application.
+            raise ConfigurationError(f"Application {self.name!r}: {error}") from error
+
+
+class Credential(models.Model):
+    """One account's grant to one application: the token pair and its life."""
+
+    Status = Status
+    Reason = Reason
+
+    application = models.ForeignKey(
+        Application,
+        verbose_name=_("application"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="credentials",
+        help_text=_("Empty: the client in the settings."),
+    )
+    # Makes "no application" one value: in a unique constraint NULL differs from NULL.
+    application_key = models.GeneratedField(
+        expression=Coalesce("application_id", 0),
+        output_field=models.BigIntegerField(),
+        db_persist=True,
+    )
+    # NULL where Keap has not told it, which may be so of several.
+    account = models.CharField(_("account"), max_length=100, null=True, blank=True)  # noqa: DJ001
+    account_name = models.CharField(_("account name"), max_length=200, blank=True)
+    authorized_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("authorized by"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+    )
+    keap_user = models.CharField(_("Keap user"), max_length=200, blank=True)
+    keap_user_is_admin = models.BooleanField(_("Keap user is admin"), null=True)
+
+    access_token = EncryptedTextField(_("access token"))
+    refresh_token = EncryptedTextField(_("refresh token"))
+    generation = models.PositiveBigIntegerField(_("generation"), default=0)
+    issued_at = models.DateTimeField(_("last refresh"))
+    expires_at = models.DateTimeField(_("access token expires"))
+    connected_at = models.DateTimeField(_("connected"))
+
+    status = models.CharField(
+        _("status"), max_length=30, choices=Status.choices, default=Status.CONNECTED
+    )
+    reason = models.CharField(_("reason"), max_length=30, choices=Reason.choices, blank=True)
+    refresh_at = models.DateTimeField(_("next refresh"), null=True)
+    failures = models.PositiveIntegerField(_("failures in a row"), default=0)
+    unanswered_attempts = models.PositiveIntegerField(_("unanswered attempts"), default=0)
+    last_error = models.TextField(_("last error"), blank=True)
+    lease_until = models.DateTimeField(null=True, editable=False)
+    lease_id = models.CharField(max_length=32, blank=True, editable=False)
+
+    objects = CredentialManager()
+
+    if TYPE_CHECKING:
+        application_id: int | None
+        events: RelatedManager[CredentialEvent]
+
+    class Meta:
+        verbose_name = _("credential")
+        verbose_name_plural = _("credentials")
+        ordering = ["account", "pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["application_key", "account"],
+                name="infusionsoft_one_row_per_account",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
+            models.Index(fields=["account"], name="infusionsoft_account"),
+            models.Index(fields=["status"], name="infusionsoft_status"),
+        ]
+        permissions = [("refresh_credential", _("Can refresh credential"))]
+
+    def __str__(self) -> str:
+        return self.account or f"#{self.pk}"
+
+    @property
+    def client(self) -> Client:
+        """The application's client, or the settings' one where none is named.
+
+        :raises ConfigurationError: it is not configured.
+        """
+        return client_of(self.application)
+
+    @property
+    def has_living_access_token(self) -> bool:
+        """Whether the access token has not ended, by this machine's clock."""
+        return timezone.now() < self.expires_at
+
+    @property
+    def has_fresh_access_token(self) -> bool:
+        """Whether the access token is so far from its end that nobody needs to refresh it."""
+        life = self.expires_at - self.issued_at
+        leeway = min(timedelta(seconds=conf.EXPIRY_LEEWAY_SECONDS), life / 10)
+        return timezone.now() < self.expires_at - leeway
+
+    def get_access_token(self) -> str:
+        """Return an access token that works now; refresh or wait for it if it must be.
+
+        On a loaded credential whose access token is fresh this makes no query.
+
+        :raises ReauthorizationRequired: a person has to connect the account again.
+        :raises ConfigurationError: the client or the encryption keys are wrong.
+        :raises TemporarilyUnavailable: later; nothing is lost.
+        """
+        if not self.has_fresh_access_token:
+            refresh.ensure_access_token(self)
+        return self.access_token
+
+    def replace_access_token(self, rejected: str) -> str:
+        """Return another access token than the one that the API has just rejected.
+
+        Somebody else's, if the row has it by now; else refresh once.
+
+        :raises InfusionsoftError: as ``get_access_token()``.
+        """
+        rows.look(self)
+        if self.access_token == rejected:
+            refresh.refresh(self)
+        return self.access_token
+
+    def refresh(self) -> None:
+        """Rotate the pair now, once, whoever else is trying.
+
+        Where somebody has rotated it since this instance was loaded, takes that over instead.
+
+        :raises InfusionsoftError: as ``get_access_token()``.
+        """
+        refresh.refresh(self)
+
+    def session(self) -> CredentialSession:
+        """Return a ``requests.Session`` for this account."""
+        return CredentialSession(self)
+
+    def fetch_profile(self) -> Credential:
+        """Ask Keap for the account's and the user's names, best effort, and store them.
+
+        :returns: the credential that holds the pair now; another row where this one had no
+            account and Keap names one that is connected already.
+        """
+        return profiles.update(self)
+
+
+class CredentialEvent(models.Model):
+    """One line of a credential's history; never a secret."""
+
+    Kind = EventKind
+    Outcome = Outcome
+
+    credential = models.ForeignKey(
+        Credential,
+        verbose_name=_("credential"),
+        on_delete=models.CASCADE,
+        related_name="events",
+        db_index=False,
+    )
+    created_at = models.DateTimeField(_("time"), auto_now_add=True, db_index=True)
+    kind = models.CharField(_("event"), max_length=30, choices=EventKind.choices)
+    outcome = models.CharField(_("outcome"), max_length=20, choices=Outcome.choices, blank=True)
+    reason = models.CharField(_("reason"), max_length=30, choices=Reason.choices, blank=True)
+    generation = models.PositiveBigIntegerField(_("generation"))
+    # Tells refresh tokens apart: who presented which one, when, with what result.
+    fingerprint = models.CharField(_("fingerprint"), max_length=12, blank=True)
+    duration_ms = models.PositiveIntegerField(_("duration in ms"), null=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("user"),
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="+",
+    )
+    detail = models.TextField(_("detail"), blank=True)
+
+    class Meta:
+        verbose_name = _("credential event")
+        verbose_name_plural = _("credential events")
+        ordering = ["-pk"]
+        indexes = [models.Index(fields=["credential", "-id"], name="infusionsoft_history")]
+
+    def __str__(self) -> str:
+        return self.get_kind_display()
+
+
+def client_of(application: Application | None) -> Client:
+    """Return the application's client, or the settings' one for ``None``.
+
+    :raises ConfigurationError: it is not configured.
+    """
+    if application is not None:
+        return application.client
+    if not conf.CLIENT_ID or not conf.CLIENT_SECRET:
+        raise ConfigurationError(
+            "Set INFUSIONSOFT_CLIENT_ID and INFUSIONSOFT_CLIENT_SECRET, or name an application."
+        )
+    return Client(conf.CLIENT_ID, conf.CLIENT_SECRET)

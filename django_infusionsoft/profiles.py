@@ -1,0 +1,140 @@
+"""Who is it that we are connected to? Asked of Keap's API, best effort (keap-facts 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+from django.db import transaction
+from django.db.models import F
+
+from django_infusionsoft import history
+from django_infusionsoft.choices import EventKind
+from django_infusionsoft.database import own_transaction
+from django_infusionsoft.exceptions import InfusionsoftError
+from django_infusionsoft.oauth import normalize_account
+from django_infusionsoft.rows import alias_of, look
+
+if TYPE_CHECKING:
+    from django_infusionsoft.models import Credential
+
+# A person waits for this; what does not come at once is asked for another time.
+TIMEOUT_SECONDS: Final = 10
+# A pair and all that is known of it.
+GRANT_FIELDS: Final = (
+    "access_token",
+    "refresh_token",
+    "expires_at",
+    "issued_at",
+    "refresh_at",
+    "status",
+    "reason",
+    "failures",
+    "unanswered_attempts",
+    "last_error",
+    "connected_at",
+    "authorized_by_id",
+    "account_name",
+    "keap_user",
+    "keap_user_is_admin",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What Keap tells of an account and of the Keap user who authorized it; empty: not told."""
+
+    account: str | None = None
+    account_name: str = ""
+    keap_user: str = ""
+    keap_user_is_admin: bool | None = None
+
+
+def fetch(credential: Credential) -> Profile:
+    """Ask for what can be had; an answer that does not come leaves its part empty."""
+    user: Mapping[str, Any] = {}
+    company: Mapping[str, Any] = {}
+    tenants: list[str] = []
+    with credential.session() as session, suppress(requests.RequestException, InfusionsoftError):
+        user = _get(session, "v2/oauth/connect/userinfo", tenants) or _get(
+            session, "v1/oauth/connect/userinfo", tenants
+        )
+        company = _get(session, "v1/account/profile", tenants)
+    is_admin = user.get("is_admin")
+    account = next(filter(None, map(normalize_account, [user.get("tenant_id"), *tenants])), None)
+    return Profile(
+        account=account,
+        account_name=_text(company.get("name")),
+        keap_user=_text(user.get("email") or user.get("keap_id") or user.get("infusionsoft_id")),
+        keap_user_is_admin=is_admin if isinstance(is_admin, bool) else None,
+    )
+
+
+def update(credential: Credential) -> Credential:
+    """Write down what Keap tells of a credential's account and user.
+
+    :returns: the credential that holds the pair now: another one where this one had no account's
+        name, and the account that Keap names had a row already.
+    """
+    profile = fetch(credential)
+    told = {
+        name: value
+        for name in ("account_name", "keap_user", "keap_user_is_admin")
+        if (value := getattr(profile, name)) not in ("", None)
+    }
+    for name, value in told.items():
+        setattr(credential, name, value)
+    if told:
+        credential.save(update_fields=list(told))
+    if credential.account is None and profile.account is not None:
+        return _identify(credential, profile.account)
+    return credential
+
+
+def _identify(nameless: Credential, account: str) -> Credential:
+    """Give a nameless credential its account's name, or its pair to the row that has that name.
+
+    Where both hold a grant, the one that a person gave later stays.
+    """
+    alias = alias_of(nameless)
+    rows = type(nameless)._base_manager.using(alias)
+    with own_transaction(alias), transaction.atomic(using=alias):
+        row = rows.select_for_update().get(pk=nameless.pk)
+        known = rows.select_for_update().filter(application=row.application_id, account=account)
+        home = known.first()
+        if home is None:
+            rows.filter(pk=row.pk).update(account=account)
+        elif look(nameless):
+            return nameless  # being refreshed just now, and its reply must find its row
+        else:
+            if row.connected_at > home.connected_at:
+                # Past the attributes, so that the secrets stay encrypted.
+                grant = {name: row.__dict__[name] for name in GRANT_FIELDS}
+                known.update(
+                    generation=F("generation") + 1, lease_until=None, lease_id="", **grant
+                )
+            row.events.using(alias).update(credential_id=home.pk)
+            row.delete(using=alias)
+    identified = rows.select_related("application").get(pk=(home or row).pk)
+    history.record(identified, EventKind.IDENTIFIED)
+    return identified
+
+
+def _get(session: requests.Session, path: str, tenants: list[str]) -> Mapping[str, Any]:
+    """Return the answer's object, empty for none; add the tenant that its headers name."""
+    response = session.get(path, timeout=TIMEOUT_SECONDS)
+    if not response.ok:
+        return {}
+    tenants += filter(None, [response.headers.get("x-keap-tenant-id")])
+    try:
+        answer = response.json()
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value[:200] if isinstance(value, str) else ""
