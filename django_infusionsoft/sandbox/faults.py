@@ -1,0 +1,290 @@
+"""What can go wrong between a client and Keap, by name, and when it is to happen.
+
+Faults are values; `a | b` is both. A test scripts them (`sandbox.plan(drop_after())`), a
+single request asks for them (`X-Sandbox-Fault: latency=2, drop-after`).
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from .api import fault_reply
+from .messages import NO_STORE, Reply, html_reply, json_reply
+
+HEADER = "x-sandbox-fault"
+
+Endpoint = Literal["any", "token", "refresh", "exchange", "api", "authorize"]
+Drop = Literal["", "before", "after", "midway"]
+JsonEdit = Callable[[dict[str, Any]], object]
+
+
+class Gate:
+    """Holds replies until it is released, so that a test owns the moment.
+
+    A gate at `before` holds a request that has arrived and changed nothing yet; one at
+    `after` holds a request that has been processed (the refresh token is spent) and whose
+    reply has not been sent. Once released it stays open.
+    """
+
+    def __init__(self, where: Literal["before", "after"] = "after") -> None:
+        self.where = where
+        self._arrived = 0
+        self._processed = 0
+        self._is_open = False
+        self._condition = threading.Condition()
+
+    def release(self) -> None:
+        """Let the held requests go on, and all later ones pass."""
+        with self._condition:
+            self._is_open = True
+            self._condition.notify_all()
+
+    def wait_until_arrived(self, count: int = 1, *, timeout: float = 10) -> None:
+        """Wait for `count` requests to have come here; TimeoutError after `timeout` seconds."""
+        self._wait(lambda: self._arrived >= count, f"{count} to arrive", timeout)
+
+    def wait_until_processed(self, count: int = 1, *, timeout: float = 10) -> None:
+        """Wait for `count` requests to be processed; TimeoutError after `timeout` seconds."""
+        self._wait(lambda: self._processed >= count, f"{count} to be processed", timeout)
+
+    def pass_before(self) -> None:
+        """Count an arrival and hold it there if that is where this gate stands."""
+        with self._condition:
+            self._arrived += 1
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._is_open or self.where != "before")
+
+    def pass_after(self) -> None:
+        """Count a processed request and hold it there if that is where this gate stands."""
+        with self._condition:
+            self._processed += 1
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._is_open or self.where != "after")
+
+    def _wait(self, is_reached: Callable[[], bool], what: str, timeout: float) -> None:
+        with self._condition:
+            if not self._condition.wait_for(is_reached, timeout):
+                counts = f"{self._arrived} arrived, {self._processed} were processed"
+                raise TimeoutError(f"Waited {timeout} s for {what}; {counts}.")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way for a request to go wrong; make it with the functions of this module.
+
+    Times in seconds. Without `reply` the request gets its true reply. A fault's `reply`
+    stands in for it, unprocessed unless `is_processed`.
+    """
+
+    names: tuple[str, ...] = ()
+    latency_before: float = 0.0
+    latency_after: float = 0.0
+    gate: Gate | None = None
+    reply: Reply | None = None
+    is_processed: bool = False
+    edit: JsonEdit | None = field(default=None, repr=False)
+    drop: Drop = ""
+    is_reset: bool = False
+    drip_interval: float = 0.0
+    drip_bytes: int = 1
+
+    def __or__(self, other: "Fault") -> "Fault":
+        """Return both faults as one; where both say something, `other` has its way."""
+        said = {
+            each.name: getattr(other, each.name)
+            for each in fields(Fault)
+            if getattr(other, each.name) != each.default
+        }
+        return replace(self, **{**said, "names": self.names + other.names})
+
+    def __str__(self) -> str:
+        return ", ".join(self.names)
+
+
+NO_FAULT = Fault()
+
+
+def latency(seconds: float) -> Fault:
+    """Wait, then process."""
+    return Fault(("latency",), latency_before=seconds)
+
+
+def latency_after(seconds: float) -> Fault:
+    """Process (spend the refresh token), then wait before the reply."""
+    return Fault(("latency-after",), latency_after=seconds)
+
+
+def hold(gate: Gate) -> Fault:
+    """Hold the request at a gate."""
+    return Fault((f"hold-{gate.where}",), gate=gate)
+
+
+def drop_before(*, is_reset: bool = False) -> Fault:
+    """Close the connection without processing; `is_reset` closes it with a TCP reset."""
+    return Fault(("drop-before",), drop="before", is_reset=is_reset)
+
+
+def drop_after(*, is_reset: bool = False) -> Fault:
+    """Process (spend the refresh token), then close the connection without a reply."""
+    return Fault(("drop-after",), drop="after", is_reset=is_reset)
+
+
+def drop_midway(*, is_reset: bool = False) -> Fault:
+    """Process (spend the refresh token), then close in the middle of the reply's body."""
+    return Fault(("drop-midway",), drop="midway", is_reset=is_reset)
+
+
+def drip(interval: float, *, size: int = 1) -> Fault:
+    """Send the body `size` bytes at a time, `interval` seconds apart."""
+    return Fault(("drip",), drip_interval=interval, drip_bytes=size)
+
+
+def answer(
+    status: int = 200,
+    body: bytes | str | dict[str, Any] = b"",
+    *,
+    headers: Mapping[str, str] | None = None,
+    is_processed: bool = False,
+    name: str = "answer",
+) -> Fault:
+    """Send this reply in place of the true one; a dict is sent as JSON.
+
+    `is_processed`: the refresh token or code is spent all the same.
+    """
+    if isinstance(body, dict):
+        reply = json_reply(body, status=status, headers=headers)
+    else:
+        content = body.encode() if isinstance(body, str) else body
+        reply = Reply(status, dict(headers or {}), content)
+    return Fault((name,), reply=reply, is_processed=is_processed)
+
+
+def edited(edit: JsonEdit) -> Fault:
+    """Change the true JSON reply: `edit` gets its dict, and changes it or returns another."""
+    return Fault(("edited",), edit=edit)
+
+
+def throttled(retry_after: float | None = None) -> Fault:
+    """429, quota shape (keap-facts section 6)."""
+    content = {
+        "code": "429",
+        "message": "Quota Exceeded",
+        "status": "Request Throttled",
+        "details": None,
+    }
+    headers = {"Content-Type": "application/json", **_retry_after(retry_after)}
+    return Fault(("throttled",), reply=json_reply(content, status=429, headers=headers))
+
+
+def spike(retry_after: float | None = None) -> Fault:
+    """429, spike arrest shape (keap-facts section 6)."""
+    rate = (
+        "MessageRate{messagesPerPeriod=25, periodInMicroseconds=1000000, maxBurstMessageCount=2.0}"
+    )
+    text = f"Spike arrest violation. Allowed rate : {rate}"
+    reply = fault_reply(text, "policies.ratelimit.SpikeArrestViolation", status=429)
+    headers = {**reply.headers, **_retry_after(retry_after)}
+    return Fault(("spike",), reply=replace(reply, headers=headers))
+
+
+def error_500() -> Fault:
+    """500 with a gateway fault."""
+    text = "Execution of the request failed"
+    reply = fault_reply(text, "steps.servicecallout.ExecutionFailed", status=500)
+    return Fault(("error-500",), reply=reply)
+
+
+def error_502() -> Fault:
+    """502 as an HTML page."""
+    return Fault(("error-502",), reply=_error_page(502, "Bad Gateway"))
+
+
+def error_503(retry_after: float | None = None) -> Fault:
+    """503 with a gateway fault."""
+    text = "The Service is temporarily unavailable"
+    reply = fault_reply(text, "messaging.adaptors.http.flow.ServiceUnavailable", status=503)
+    headers = {**reply.headers, **_retry_after(retry_after)}
+    return Fault(("error-503",), reply=replace(reply, headers=headers))
+
+
+def error_596() -> Fault:
+    """596, Mashery's "service not found"."""
+    headers = {
+        "Content-Type": "text/xml",
+        "Server": "Mashery Proxy",
+        "X-Mashery-Error-Code": "ERR_596_SERVICE_NOT_FOUND",
+    }
+    return Fault(("error-596",), reply=Reply(596, headers, b"<h1>596 Service Not Found</h1>"))
+
+
+def empty(status: int = 200) -> Fault:
+    """A reply without a body (keap-facts 2.3 saw a 400)."""
+    return Fault(("empty",), reply=Reply(int(status)))
+
+
+def html() -> Fault:
+    """200 with an HTML page where JSON belongs."""
+    return Fault(("html",), reply=_error_page(200, "Scheduled maintenance"))
+
+
+def error_200() -> Fault:
+    """200 with an error in JSON."""
+    content = {"error": "server_error", "error_description": "Something went wrong"}
+    return Fault(("error-200",), reply=json_reply(content, headers=NO_STORE))
+
+
+# Names for the header and the command line; each takes at most one number after "=".
+NAMED: dict[str, Callable[..., Fault]] = {
+    "drip": drip,
+    "drop-after": drop_after,
+    "drop-before": drop_before,
+    "drop-midway": drop_midway,
+    "empty": empty,
+    "error-200": error_200,
+    "error-500": error_500,
+    "error-502": error_502,
+    "error-503": error_503,
+    "error-596": error_596,
+    "html": html,
+    "latency": latency,
+    "latency-after": latency_after,
+    "spike": spike,
+    "throttled": throttled,
+}
+_NEEDS_NUMBER = {"drip", "latency", "latency-after"}
+_TAKES_NUMBER = _NEEDS_NUMBER | {"empty", "error-503", "spike", "throttled"}
+
+
+def named(text: str) -> Fault:
+    """Read faults by name, such as `latency=0.05, drop-after`; ValueError says what is known."""
+    fault = NO_FAULT
+    for each in text.split(","):
+        name, has_number, number = each.strip().partition("=")
+        if name not in NAMED:
+            raise ValueError(f"There is no fault {name!r}. Known: {', '.join(NAMED)}.")
+        if bool(has_number) and name not in _TAKES_NUMBER:
+            raise ValueError(f"Fault {name} takes no number.")
+        if not has_number and name in _NEEDS_NUMBER:
+            raise ValueError(f"Fault {name} needs a number of seconds: {name}=0.5.")
+        fault |= NAMED[name](*([_seconds(name, number)] if has_number else []))
+    return fault
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1e6:
+        raise ValueError(f"Fault {name} needs a number of 0 or more, not {text!r}.")
+    return int(number) if number == int(number) else number
+
+
+def _retry_after(seconds: float | None) -> dict[str, str]:
+    return {} if seconds is None else {"Retry-After": f"{seconds:g}"}
+
+
+def _error_page(status: int, text: str) -> Reply:
+    page = f"<html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>"
+    return html_reply(page, status=status)

@@ -1,0 +1,75 @@
+"""What was asked of the token endpoint, in order."""
+
+import threading
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+KEPT_REQUESTS = 200_000
+
+
+def fingerprint(secret: str) -> str:
+    """Return 12 hex digits that name a secret without revealing it; '' for ''."""
+    return sha256(secret.encode()).hexdigest()[:12] if secret else ""
+
+
+@dataclass
+class TokenRequest:
+    """One request at the token endpoint.
+
+    `at`: epoch seconds of its arrival by the sandbox's clock. `outcome`: `issued`,
+    `rotated`, `rotated_in_grace`, a refusal such as `invalid_refresh_token`, or
+    `not_processed` when a fault answered in the endpoint's place. `is_replay`: the refresh
+    token had been spent before. `status`: as sent, 0 when no reply was sent.
+    `is_delivered`: the reply was written to the socket whole.
+    """
+
+    number: int
+    at: float
+    grant_type: str = ""
+    client_id: str = ""
+    account: str = ""
+    refresh_token: str = field(default="", repr=False)
+    outcome: str = "not_processed"
+    is_replay: bool = False
+    fault: str = ""
+    status: int = 0
+    is_delivered: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Name the presented refresh token without revealing it."""
+        return fingerprint(self.refresh_token)
+
+
+class Journal:
+    """The last KEPT_REQUESTS token requests, and counters over all of them."""
+
+    def __init__(self) -> None:
+        self._requests: deque[TokenRequest] = deque(maxlen=KEPT_REQUESTS)
+        self._presentations: Counter[str] = Counter()
+        self._count = 0
+        self._replays = 0
+        self._lock = threading.Lock()
+
+    def add(self, entry: TokenRequest) -> None:
+        """Give `entry` its number and keep it."""
+        with self._lock:
+            self._count += 1
+            entry.number = self._count
+            self._requests.append(entry)
+            self._replays += entry.is_replay
+            if entry.refresh_token:
+                self._presentations[entry.refresh_token] += 1
+
+    def requests(self) -> list[TokenRequest]:
+        with self._lock:
+            return list(self._requests)
+
+    def presentations(self, refresh_token: str) -> int:
+        with self._lock:
+            return self._presentations[refresh_token]
+
+    def replays(self) -> int:
+        with self._lock:
+            return self._replays
