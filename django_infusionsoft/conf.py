@@ -44,7 +44,7 @@ def _positive(value: Any) -> str:
 
 
 def _fraction(value: Any) -> str:
-    return "" if 0 < value < 1 else "must lie between 0 and 1"
+    return "" if 0 < value < 1 else "must be between 0 and 1"
 
 
 def _endpoint(value: Any) -> str:

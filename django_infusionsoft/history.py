@@ -38,16 +38,20 @@ def record(credential: Credential, kind: EventKind, **details: Any) -> None:
     """
     level = LEVELS.get(kind, logging.INFO)
     logger.log(level, "%s %s", kind.value, _fields(credential, details))
-    alias = router.db_for_write(type(credential), instance=credential)
     try:
-        with own_transaction(alias), transaction.atomic(using=alias):
-            credential.events.using(alias).create(
-                credential_id=credential.pk,
-                kind=kind,
-                **{"generation": credential.generation, **details},
-            )
+        _write(credential, kind, details)
     except (DatabaseError, DatabaseBusy):
         logger.exception("event_not_written %s", _fields(credential, details))
+
+
+def _write(credential: Credential, kind: EventKind, details: dict[str, Any]) -> None:
+    alias = router.db_for_write(type(credential), instance=credential)
+    with own_transaction(alias), transaction.atomic(using=alias):
+        credential.events.using(alias).create(
+            credential_id=credential.pk,
+            kind=kind,
+            **{"generation": credential.generation, **details},
+        )
 
 
 def _fields(credential: Credential, details: dict[str, Any]) -> str:

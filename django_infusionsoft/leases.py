@@ -81,10 +81,8 @@ def _take(free: QuerySet[Credential], lease: Lease) -> int:
     return free.update(
         # A lease that ran out: its holder died, perhaps with the request on its way. First of
         # all, because MariaDB evaluates assignments in order, with the new values.
-        unanswered_attempts=Case(
-            When(lease_until__isnull=False, then=F("unanswered_attempts") + 1),
-            default=F("unanswered_attempts"),
-        ),
+        unanswered_attempts=F("unanswered_attempts")
+        + Case(When(lease_until__isnull=False, then=1), default=0),
         lease_id=lease.id,
         lease_until=DatabaseNow() + timedelta(seconds=conf.LEASE_SECONDS),
     )

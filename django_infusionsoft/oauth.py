@@ -23,7 +23,7 @@ from oauthlib.oauth2 import WebApplicationClient
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
-from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
@@ -81,9 +81,11 @@ class TokenPair:
 
 def authorization_url(client: Client, *, redirect_uri: str, state: str) -> str:
     """Return the URL to send a person to (RFC 6749 section 4.1.1)."""
+    endpoint = urlsplit(conf.AUTHORIZE_URL)
     with OAuth2Session(client.client_id, redirect_uri=redirect_uri, scope=[conf.SCOPE]) as session:
-        url, _ = session.authorization_url(conf.AUTHORIZE_URL, state=state)
-    return url
+        # oauthlib takes only https, and conf has allowed http for this machine.
+        url, _ = session.authorization_url(endpoint._replace(scheme="https").geturl(), state=state)
+    return urlsplit(url)._replace(scheme=endpoint.scheme).geturl()
 
 
 def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
@@ -194,14 +196,15 @@ def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> 
         )
         with response:
             content = _read(response, deadline)
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:
         raise _transport_error(error) from None  # the cause may carry the request's body
     return _judge(response, content, refused)
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
     content = b""
-    for chunk in response.iter_content(8192):
+    # What has come so far at a time: whole chunks of a dripping body would take for ever.
+    while chunk := response.raw.read1(8192, decode_content=True):
         content += chunk
         if len(content) > MAX_REPLY_BYTES:
             raise _unavailable(response, "more than a token reply can have")
@@ -210,7 +213,7 @@ def _read(response: requests.Response, deadline: float) -> bytes:
     return content
 
 
-def _transport_error(error: requests.RequestException) -> InfusionsoftError:
+def _transport_error(error: Exception) -> InfusionsoftError:
     host = urlsplit(conf.TOKEN_URL).hostname
     if _was_not_sent(error):
         return TemporarilyUnavailable(
@@ -221,7 +224,7 @@ def _transport_error(error: requests.RequestException) -> InfusionsoftError:
     )
 
 
-def _was_not_sent(error: requests.RequestException) -> bool:
+def _was_not_sent(error: Exception) -> bool:
     """True only where it is certain; a reset may come after Keap has rotated."""
     if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
         return True

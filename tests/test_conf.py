@@ -1,0 +1,72 @@
+"""Settings: read late, checked when read."""
+
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from django_infusionsoft.conf import SETTINGS, conf
+from django_infusionsoft.exceptions import ConfigurationError
+
+
+def test_value_is_read_when_used() -> None:
+    with override_settings(INFUSIONSOFT_LEASE_SECONDS=7):
+        assert conf.LEASE_SECONDS == 7
+    assert conf.LEASE_SECONDS == 120
+
+
+def test_every_setting_has_a_default_that_is_valid_and_a_description() -> None:
+    for name, setting in SETTINGS.items():
+        assert name.startswith("INFUSIONSOFT_")
+        assert setting.description
+        with override_settings(**{name: setting.default}):
+            assert getattr(conf, name.removeprefix("INFUSIONSOFT_")) == setting.default
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLIENT_ID", 5),
+        ("ENCRYPTION_KEYS", "one"),
+        ("LEASE_SECONDS", "120"),
+        ("LEASE_SECONDS", True),
+        ("LEASE_SECONDS", 0),
+        ("REFRESH_CONCURRENCY", -1),
+        ("REFRESH_CONCURRENCY", 1.5),
+        ("REFRESH_FRACTION", 1.0),
+    ],
+)
+def test_error_names_the_setting_when_the_value_is_wrong(name: str, value: Any) -> None:
+    with (
+        override_settings(**{f"INFUSIONSOFT_{name}": value}),
+        pytest.raises(ConfigurationError, match=f"INFUSIONSOFT_{name} must be"),
+    ):
+        getattr(conf, name)
+
+
+@pytest.mark.parametrize("name", ["AUTHORIZE_URL", "TOKEN_URL", "API_URL", "REDIRECT_URI"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://keap.example/x",
+        "ftp://127.0.0.1/",
+        "/token",
+        "https://",
+        "http://127.0.0.1.example",
+    ],
+)
+def test_url_is_refused_when_tokens_would_travel_in_the_clear(name: str, url: str) -> None:
+    with (
+        override_settings(**{f"INFUSIONSOFT_{name}": url}),
+        pytest.raises(ConfigurationError, match="loopback"),
+    ):
+        getattr(conf, name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://keap.example/x", "http://127.0.0.1:8001/x", "http://localhost/", "http://[::1]:80/"],
+)
+def test_url_is_taken_when_it_is_tls_or_this_machine(url: str) -> None:
+    with override_settings(INFUSIONSOFT_TOKEN_URL=url):
+        assert url == conf.TOKEN_URL

@@ -1,0 +1,537 @@
+"""One credential's refresh: claim, send, store, tell."""
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, OperationalError, connection, transaction
+from django.test import override_settings
+from django.utils import timezone
+
+from django_infusionsoft import leases, refresh, rows, signals
+from django_infusionsoft.exceptions import (
+    ClientRejected,
+    ConfigurationError,
+    DatabaseBusy,
+    DecryptionError,
+    OutcomeUnknown,
+    ReauthorizationRequired,
+    RefreshInProgress,
+    TemporarilyUnavailable,
+)
+from django_infusionsoft.history import fingerprint
+from django_infusionsoft.models import Credential
+from django_infusionsoft.sandbox import Sandbox, faults
+from tests.support import received
+
+Connect = Callable[..., Credential]
+OTHER_KEY = "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItb3Q="
+
+
+def row(credential: Credential) -> Credential:
+    return Credential.objects.get(pk=credential.pk)
+
+
+def kinds(credential: Credential) -> list[str]:
+    return [event.kind for event in credential.events.order_by("pk")]
+
+
+# It works
+
+
+def test_pair_is_rotated_and_stored(sandbox: Sandbox, credential: Credential) -> None:
+    before = credential.access_token
+    credential.refresh()
+    assert (credential.generation, row(credential).generation) == (2, 2)
+    assert row(credential).access_token == credential.access_token != before
+    (grant,) = sandbox.live_grants
+    assert row(credential).refresh_token == grant.refresh_token
+    assert sandbox.replays == 0
+
+
+def test_instance_agrees_with_the_row_after_a_refresh(credential: Credential) -> None:
+    credential.refresh()
+    stored = row(credential)
+    for name in rows.SHARED_FIELDS:
+        mine, theirs = getattr(credential, name), getattr(stored, name)
+        if name in ("issued_at", "expires_at", "refresh_at"):
+            assert abs(mine - theirs) < timedelta(seconds=5)
+        else:
+            assert mine == theirs
+
+
+def test_expiry_and_next_refresh_follow_the_reply(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    sandbox.switches.access_token_seconds = 1000
+    credential.refresh()
+    left = (row(credential).expires_at - timezone.now()).total_seconds()
+    assert 990 < left <= 1000
+    until_refresh = (row(credential).refresh_at - timezone.now()).total_seconds()
+    assert 690 < until_refresh < 810
+
+
+def test_history_tells_which_refresh_token_was_presented(credential: Credential) -> None:
+    presented = credential.refresh_token
+    credential.refresh()
+    event = credential.events.get(kind="refreshed")
+    assert event.fingerprint == fingerprint(presented)
+    assert (event.generation, event.outcome) == (2, "ok")
+    assert event.duration_ms is not None
+    assert presented not in str(vars(event))
+
+
+def test_old_refresh_token_stays_when_the_reply_names_none(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    presented = credential.refresh_token
+    sandbox.plan(faults.answer(200, {"access_token": "new", "expires_in": 60}))
+    credential.refresh()
+    assert (row(credential).access_token, row(credential).refresh_token) == ("new", presented)
+
+
+def test_fresh_access_token_costs_no_query(
+    credential: Credential, django_assert_num_queries: Any
+) -> None:
+    with django_assert_num_queries(1):
+        loaded = Credential.objects.for_account("ab123")
+        assert loaded.get_access_token()
+        assert loaded.get_access_token()
+
+
+def test_refresh_makes_three_writes(
+    credential: Credential, django_assert_max_num_queries: Any
+) -> None:
+    with django_assert_max_num_queries(5):  # claim, store, event, and a savepoint around it
+        credential.refresh()
+
+
+# Access tokens, by their age
+
+
+def test_access_token_is_refreshed_when_it_has_ended(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    old = expired.access_token
+    assert expired.get_access_token() != old
+    assert [request.outcome for request in sandbox.token_requests] == ["rotated"]
+
+
+def test_access_token_of_another_process_is_taken_over(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    stale = row(expired)
+    expired.refresh()
+    assert stale.get_access_token() == expired.access_token
+    assert len(sandbox.token_requests) == 1
+
+
+def test_access_token_is_refreshed_shortly_before_its_end(
+    sandbox: Sandbox, connect: Connect
+) -> None:
+    credential = connect(seconds_left=200)
+    Credential.objects.update(issued_at=timezone.now() - timedelta(hours=23))
+    old = row(credential).access_token
+    assert row(credential).get_access_token() != old
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.error_503(), faults.drop_after(), faults.answer(401, "")]
+)
+def test_living_access_token_is_served_when_the_early_refresh_fails(
+    sandbox: Sandbox, connect: Connect, fault: faults.Fault
+) -> None:
+    credential = connect(seconds_left=200)
+    Credential.objects.update(issued_at=timezone.now() - timedelta(hours=23))
+    sandbox.plan(fault)
+    old = row(credential).access_token
+    assert row(credential).get_access_token() == old
+    assert row(credential).get_access_token() == old or fault.reply is not None
+
+
+def test_living_access_token_is_served_at_once_while_another_refreshes(
+    sandbox: Sandbox, connect: Connect
+) -> None:
+    credential = connect(seconds_left=200)
+    Credential.objects.update(issued_at=timezone.now() - timedelta(hours=23))
+    assert leases.claim(row(credential))
+    assert row(credential).get_access_token() == credential.access_token
+    assert sandbox.token_requests == []
+
+
+# Leases
+
+
+def test_second_claim_fails_while_the_first_lease_is_alive(credential: Credential) -> None:
+    assert leases.claim(credential) is not None
+    assert leases.claim(credential) is None
+
+
+def test_claim_fails_when_the_generation_has_moved(credential: Credential) -> None:
+    stale = row(credential)
+    credential.refresh()
+    assert leases.claim(stale) is None
+
+
+def test_lease_that_ran_out_is_taken_over_and_counted(credential: Credential) -> None:
+    assert leases.claim(credential)
+    Credential.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    assert leases.claim(credential) is not None
+    assert row(credential).unanswered_attempts == 1
+
+
+def test_nothing_is_sent_when_too_little_of_the_lease_is_left(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    with override_settings(INFUSIONSOFT_LEASE_SECONDS=10), pytest.raises(RefreshInProgress):
+        credential.refresh()
+    assert sandbox.token_requests == []
+    assert row(credential).lease_until is None
+
+
+def test_caller_gives_up_in_time_when_the_other_does_not_finish(expired: Credential) -> None:
+    assert leases.claim(row(expired))
+    with (
+        override_settings(INFUSIONSOFT_WAIT_SECONDS=0.1),
+        pytest.raises(RefreshInProgress, match="ab123"),
+    ):
+        expired.get_access_token()
+
+
+def test_caller_takes_over_when_the_other_has_died(sandbox: Sandbox, expired: Credential) -> None:
+    with override_settings(INFUSIONSOFT_LEASE_SECONDS=0.2):
+        assert leases.claim(row(expired))
+    expired.get_access_token()
+    assert row(expired).generation == 2
+    assert row(expired).unanswered_attempts == 0
+
+
+# Outcomes
+
+
+def test_grant_is_over_when_keap_rejects_it(sandbox: Sandbox, credential: Credential) -> None:
+    sandbox.revoke("ab123")
+    with (
+        received(signals.reauthorization_required) as signal,
+        pytest.raises(ReauthorizationRequired) as caught,
+    ):
+        credential.refresh()
+    assert caught.value.reason == "revoked"
+    stored = row(credential)
+    assert (stored.status, stored.reason) == ("reauthorization_required", "revoked")
+    assert (stored.refresh_at, stored.lease_until) == (None, None)
+    assert stored.refresh_token == credential.refresh_token
+    assert signal[0]["reason"] == "revoked"
+    assert kinds(credential)[-1] == "reauthorization_required"
+
+
+def test_access_token_is_served_until_its_end_when_the_grant_is_over(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    sandbox.revoke("ab123")
+    with pytest.raises(ReauthorizationRequired):
+        credential.refresh()
+    assert row(credential).get_access_token() == credential.access_token
+    Credential.objects.update(expires_at=timezone.now())
+    with pytest.raises(ReauthorizationRequired, match="connected again"):
+        row(credential).get_access_token()
+
+
+def test_refresh_token_is_not_presented_again_when_the_grant_is_over(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    sandbox.revoke("ab123")
+    for _ in range(3):
+        with pytest.raises(ReauthorizationRequired):
+            row(credential).refresh()
+    assert sandbox.presentations(credential.refresh_token) == 1
+
+
+def test_reason_is_expired_when_keap_says_so(sandbox: Sandbox, credential: Credential) -> None:
+    sandbox.clock.advance(46 * 86_400)
+    with pytest.raises(ReauthorizationRequired):
+        credential.refresh()
+    assert row(credential).reason == "expired"
+
+
+def test_rejection_is_not_believed_when_the_generation_has_moved(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    slow = row(credential)
+    lease = leases.claim(slow)
+    assert lease
+    Credential.objects.update(lease_until=None)  # as if the slow one had slept past its lease
+    credential.refresh()
+    refresh._attempt(slow, lease)  # noqa: SLF001  # the step after the sleep
+    assert row(credential).status == "connected"
+    assert slow.access_token == credential.access_token
+    assert sandbox.replays == 1
+
+
+def test_late_reply_is_dropped_when_a_person_has_connected_again(
+    sandbox: Sandbox, credential: Credential, connect: Connect
+) -> None:
+    slow = row(credential)
+    lease = leases.claim(slow)
+    assert lease
+    again = connect()
+    refresh._attempt(slow, lease)  # noqa: SLF001
+    assert row(credential).access_token == again.access_token == slow.access_token
+    assert kinds(credential)[-1] == "late_reply_dropped"
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "exception"),
+    [
+        (faults.error_503(), "unavailable", TemporarilyUnavailable),
+        (faults.throttled(), "unavailable", TemporarilyUnavailable),
+        (faults.html(), "unavailable", TemporarilyUnavailable),
+        (faults.drop_after(), "unknown", OutcomeUnknown),
+    ],
+)
+def test_pair_is_kept_and_tried_later_when_keap_fails(
+    sandbox: Sandbox,
+    credential: Credential,
+    fault: faults.Fault,
+    outcome: str,
+    exception: type[Exception],
+) -> None:
+    presented = credential.refresh_token
+    sandbox.plan(fault)
+    with received(signals.refresh_failed) as signal, pytest.raises(exception):
+        credential.refresh()
+    stored = row(credential)
+    assert (stored.status, stored.refresh_token) == ("connected", presented)
+    assert (stored.failures, stored.lease_until) == (1, None)
+    assert stored.unanswered_attempts == (outcome == "unknown")
+    assert 60 < (stored.refresh_at - timezone.now()).total_seconds() < 200
+    assert credential.events.get(kind="refresh_failed").outcome == outcome
+    assert isinstance(signal[0]["exception"], exception)
+
+
+def test_retry_after_is_honoured(sandbox: Sandbox, credential: Credential) -> None:
+    sandbox.plan(faults.throttled(5000))
+    with pytest.raises(TemporarilyUnavailable):
+        credential.refresh()
+    assert 4990 < (row(credential).refresh_at - timezone.now()).total_seconds() <= 5000
+
+
+def test_all_is_well_again_when_keap_is_back(sandbox: Sandbox, expired: Credential) -> None:
+    sandbox.plan(faults.error_503())
+    with pytest.raises(TemporarilyUnavailable):
+        expired.get_access_token()
+    assert expired.get_access_token()
+    assert (row(expired).failures, row(expired).last_error) == (0, "")
+
+
+def test_reason_is_rotation_lost_when_an_answer_was_lost_before(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    sandbox.plan(faults.drop_after())
+    with pytest.raises(OutcomeUnknown):
+        expired.refresh()
+    with pytest.raises(ReauthorizationRequired) as caught:
+        row(expired).refresh()
+    assert caught.value.reason == "rotation_lost"
+    assert sandbox.presentations(expired.refresh_token) == 2
+
+
+def test_connection_is_alive_when_the_lost_request_had_never_arrived(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    sandbox.plan(faults.drop_before())
+    with pytest.raises(OutcomeUnknown):
+        expired.refresh()
+    expired.refresh()
+    assert (row(expired).generation, row(expired).unanswered_attempts) == (2, 0)
+
+
+def test_no_credential_is_harmed_when_the_client_is_wrong(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    before = row(credential)
+    with (
+        override_settings(INFUSIONSOFT_CLIENT_SECRET="wrong"),
+        pytest.raises(ClientRejected, match="client secret"),
+    ):
+        credential.refresh()
+    stored = row(credential)
+    assert (stored.status, stored.failures, stored.refresh_at) == (
+        "connected",
+        0,
+        before.refresh_at,
+    )
+    credential.refresh()
+
+
+def test_error_names_the_settings_when_no_client_is_configured(credential: Credential) -> None:
+    with (
+        override_settings(INFUSIONSOFT_CLIENT_ID=""),
+        pytest.raises(ConfigurationError, match="INFUSIONSOFT_CLIENT_ID"),
+    ):
+        credential.refresh()
+    assert row(credential).lease_until is None
+
+
+def test_nothing_is_sent_when_no_key_opens_the_refresh_token(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    with (
+        override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[OTHER_KEY]),
+        pytest.raises(DecryptionError, match="refresh_token"),
+    ):
+        row(credential).refresh()
+    assert sandbox.token_requests == []
+    credential.refresh()
+
+
+def test_error_says_so_when_the_row_is_gone(sandbox: Sandbox, expired: Credential) -> None:
+    orphan = row(expired)
+    expired.delete()
+    with pytest.raises(ReauthorizationRequired, match="deleted"):
+        orphan.get_access_token()
+    assert sandbox.token_requests == []
+
+
+# After the reply
+
+
+def test_pair_is_stored_when_the_database_comes_back(
+    sandbox: Sandbox, credential: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failures = refresh._write, [OperationalError("gone"), OperationalError("gone")]  # noqa: SLF001
+
+    def fail_twice(*args: Any) -> int:
+        if failures:
+            raise failures.pop()
+        return write(*args)
+
+    monkeypatch.setattr(refresh, "_write", fail_twice)
+    monkeypatch.setattr(refresh, "STORE_RETRY_PAUSES", (0, 0, 0))
+    credential.refresh()
+    (grant,) = sandbox.live_grants
+    assert row(credential).refresh_token == grant.refresh_token
+
+
+def test_pair_counts_as_stored_when_only_the_answer_to_the_write_was_lost(
+    sandbox: Sandbox, credential: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, answers = refresh._write, ["lost"]  # noqa: SLF001
+
+    def lose_one_answer(*args: Any) -> int:
+        written = write(*args)
+        if answers.pop(0) if answers else "":
+            raise OperationalError("gone")
+        return written
+
+    monkeypatch.setattr(refresh, "_write", lose_one_answer)
+    monkeypatch.setattr(refresh, "STORE_RETRY_PAUSES", (0,))
+    credential.refresh()
+    assert row(credential).generation == credential.generation == 2
+    assert kinds(credential)[-1] == "refreshed"
+
+
+def test_refresh_succeeds_when_the_event_cannot_be_written(
+    credential: Credential, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise DatabaseError("full")
+
+    monkeypatch.setattr("django_infusionsoft.history._write", fail)
+    credential.refresh()
+    assert row(credential).generation == 2
+    assert "event_not_written" in caplog.text
+
+
+def test_refresh_succeeds_when_a_receiver_raises(credential: Credential) -> None:
+    def receiver(**kwargs: Any) -> None:
+        raise RuntimeError("mine")
+
+    signals.credential_refreshed.connect(receiver)
+    try:
+        credential.refresh()
+    finally:
+        signals.credential_refreshed.disconnect(receiver)
+    assert row(credential).generation == 2
+
+
+def test_log_tells_outcomes_by_stable_names(
+    sandbox: Sandbox, credential: Credential, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="django_infusionsoft")
+    credential.refresh()
+    sandbox.revoke("ab123")
+    with pytest.raises(ReauthorizationRequired):
+        credential.refresh()
+    levels = {record.getMessage().split()[0]: record.levelname for record in caplog.records}
+    assert levels == {"refreshed": "INFO", "reauthorization_required": "ERROR"}
+    assert "account=ab123" in caplog.text
+
+
+# Inside a caller's transaction
+
+
+class Rollback(Exception):
+    """What a caller's view raises."""
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_new_pair_survives_when_the_caller_rolls_back(
+    transactional_db: None,
+    sandbox: Sandbox,
+    credential: Credential,
+    monkeypatch: pytest.MonkeyPatch,
+    nested: bool,
+) -> None:
+    # On SQLite only where the caller has not written, and so does not hold the one write lock.
+    monkeypatch.setattr(connection, "transaction_mode", "DEFERRED", raising=False)
+    with pytest.raises(Rollback), transaction.atomic():
+        loaded = Credential.objects.for_account("ab123")
+        if nested:
+            with transaction.atomic():
+                loaded.refresh()
+        else:
+            loaded.refresh()
+        raise Rollback
+    (grant,) = sandbox.live_grants
+    assert row(credential).refresh_token == grant.refresh_token
+    assert kinds(credential)[-1] == "refreshed"
+    credential.refresh()
+    assert sandbox.replays == 0
+
+
+def test_nothing_is_sent_when_the_caller_has_locked_the_row(
+    transactional_db: None,
+    sandbox: Sandbox,
+    credential: Credential,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_infusionsoft.database.LOCK_TIMEOUT_SECONDS", 1)
+    with transaction.atomic():
+        Credential.objects.update(account_name="changed")
+        with pytest.raises(TemporarilyUnavailable, match="transaction"):
+            credential.refresh()
+    assert sandbox.token_requests == []
+    credential.refresh()
+
+
+def test_error_says_so_when_the_credential_is_not_committed_yet(
+    transactional_db: None, sandbox: Sandbox, connect: Connect
+) -> None:
+    reply = sandbox.issue("cd456")
+    with (
+        pytest.raises((ReauthorizationRequired, DatabaseBusy), match="commit"),
+        transaction.atomic(),
+    ):
+        credential = Credential.objects.create(
+            account="cd456",
+            access_token=reply["access_token"],
+            refresh_token=reply["refresh_token"],
+            issued_at=timezone.now(),
+            expires_at=timezone.now(),
+            connected_at=timezone.now(),
+        )
+        credential.get_access_token()
+    assert sandbox.token_requests == []
