@@ -163,4 +163,7 @@ class CredentialManager(models.Manager["Credential"]):
         """Refresh what is due, until nothing is or the time is over; return the counts."""
         alias = self._db or router.db_for_write(self.model)
         due = self.get_queryset().using(alias).due()
-        return refresh.refresh_due(due, time_limit_seconds=time_limit_seconds)
+        run = refresh.refresh_due(due, time_limit_seconds=time_limit_seconds)
+        for credential in run.nameless:
+            credential.fetch_profile()
+        return run

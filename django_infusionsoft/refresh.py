@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,7 +76,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Run:
-    """What a run over the due credentials did: counts by outcome."""
+    """What a run over the due credentials did: counts by outcome, and whom nobody knows yet."""
 
     refreshed: int = 0
     rejected: int = 0
@@ -84,9 +84,12 @@ class Run:
     unavailable: int = 0
     unknown: int = 0
     unreadable: int = 0
+    nameless: list[Credential] = field(default_factory=list)
+    """Refreshed, and of an account that Keap has not told."""
 
     def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+        """Return the counts by outcome."""
+        return {each.name: getattr(self, each.name) for each in fields(self)[:-1]}
 
     @property
     def went_well(self) -> bool:
@@ -147,6 +150,8 @@ def refresh_due(due: CredentialQuerySet, *, time_limit_seconds: float) -> Run:
                 break
             for credential, outcome in _refresh_batch(pool, lease, batch):
                 run.count(outcome)
+                if outcome == Outcome.OK and credential.account is None:
+                    run.nameless.append(credential)
                 failing = outcome in (Outcome.UNAVAILABLE, Outcome.UNKNOWN)
                 failures_in_a_row = failures_in_a_row + 1 if failing else 0
                 if outcome == Outcome.MISCONFIGURED:

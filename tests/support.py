@@ -1,10 +1,14 @@
 """Small things that several tests use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from django.db import connections
 from django.dispatch import Signal
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -20,3 +24,17 @@ def received(signal: Signal) -> Iterator[list[dict[str, Any]]]:
         yield calls
     finally:
         signal.disconnect(receiver)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
+    """Run functions in threads of their own, whose database connections are closed in the end."""
+
+    def closing(function: Callable[[], T]) -> T:
+        try:
+            return function()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(count) as pool:
+        yield lambda function: pool.submit(closing, function)
