@@ -1,0 +1,136 @@
+"""Fixtures for what lies outside the process, and plain words at the end of a run."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import django
+import pytest
+from django.db import connection
+from django.test import override_settings
+from django.utils import timezone
+
+from django_infusionsoft.models import Credential
+from django_infusionsoft.sandbox import Sandbox
+from tests import services
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+def pytest_sessionstart() -> None:
+    """End a run whose database is required and missing."""
+    problem = services.database_problem()
+    if problem and services.is_required(services.database_title().lower()):
+        pytest.exit(f"{problem}, and {services.REQUIRE} requires it.", returncode=1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the database of this run, leave out every test."""
+    if problem := services.database_problem():
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=problem))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    write = terminalreporter.line
+    terminalreporter.section("what this run covered")
+    write(
+        f"Python {sys.version.split()[0]}, Django {django.__version__}, "
+        f"{services.database_title()}. Other databases are other runs: see `tox list`."
+    )
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.items():
+        write(f"Left out, {count} test{'s' if count > 1 else ''}: {reason}.", yellow=True)
+
+
+def _need(service: str, problem: str) -> None:
+    """Go on without a problem; with one, skip the test, or fail it if the service is required."""
+    if problem and services.is_required(service):
+        pytest.fail(f"{problem}, and {services.REQUIRE} requires it.", pytrace=False)
+    if problem:
+        pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def _problems() -> dict[str, str]:
+    return {name: broker.problem() for name, broker in services.BROKERS.items()}
+
+
+@pytest.fixture
+def redis_url(_problems: dict[str, str]) -> str:
+    """The URL of a Redis that answers."""
+    _need("redis", _problems["redis"])
+    return services.BROKERS["redis"].url
+
+
+@pytest.fixture
+def rabbitmq_url(_problems: dict[str, str]) -> str:
+    """The URL of a RabbitMQ that answers."""
+    _need("rabbitmq", _problems["rabbitmq"])
+    return services.BROKERS["rabbitmq"].url
+
+
+@pytest.fixture
+def database_url(transactional_db: None) -> str:
+    """The URL of the test database, for other processes; what the test writes is committed."""
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{connection.settings_dict['NAME']}"
+    database = {name: quote(str(value)) for name, value in connection.settings_dict.items()}
+    scheme = {"mysql": "mysql", "postgresql": "postgres"}[connection.vendor]
+    return scheme + "://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(database)
+
+
+@pytest.fixture
+def browser(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Browser]":
+    """A Chromium without a window, driven by Playwright."""
+    _need("browser", services.browser_problem())
+    from playwright.sync_api import sync_playwright
+
+    # Playwright's own event loop runs in this thread; Django would refuse its database here.
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    with (
+        sync_playwright() as playwright,
+        closing(playwright.chromium.launch(**services.chromium_options())) as chromium,
+    ):
+        yield chromium
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Keap in a thread, and the settings that point at it."""
+    with Sandbox() as running, override_settings(**running.settings):
+        yield running
+
+
+@pytest.fixture
+def connect(sandbox: Sandbox, db: None) -> Callable[..., Credential]:
+    """Connect an account of the sandbox: ``connect("ab123", seconds_left=-1)``."""
+
+    def connect_account(account: str = "ab123", *, seconds_left: float = 86_400) -> Credential:
+        reply = sandbox.issue(account)
+        return Credential.objects.import_tokens(
+            account=account,
+            access_token=reply["access_token"],
+            refresh_token=reply["refresh_token"],
+            expires_at=timezone.now() + timedelta(seconds=seconds_left),
+        )
+
+    return connect_account
+
+
+@pytest.fixture
+def credential(connect: Callable[..., Credential]) -> Credential:
+    """A connected account with a fresh access token."""
+    return connect()
+
+
+@pytest.fixture
+def expired(connect: Callable[..., Credential]) -> Credential:
+    """A connected account whose access token has ended."""
+    return connect(seconds_left=-1)
