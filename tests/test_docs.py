@@ -1,0 +1,217 @@
+"""README and docs: a stranger copies every snippet and every command, and it works.
+
+Blocks of Python that name a file in their first line are appended to that file of a new project;
+the others run in its shell. Commands run in its folder.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from django_infusionsoft.conf import SETTINGS
+from django_infusionsoft.sandbox import Sandbox
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+KEY = "dGVzdHMtb25seS10ZXN0cy1vbmx5LXRlc3RzLW9ubHk="
+
+CONNECT = """
+from datetime import timedelta
+from django.utils import timezone
+from django_infusionsoft.models import Credential
+Credential.objects.import_tokens(
+    account="ab123", access_token={access_token!r}, refresh_token={refresh_token!r},
+    expires_at=timezone.now() + timedelta(days=1),
+)
+"""
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    pattern = rf"^\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)"
+    found = re.findall(pattern, document.read_text(encoding="utf-8"), re.MULTILINE)
+    return [textwrap.dedent(block).strip() + "\n" for block in found]
+
+
+def file_of(block: str) -> str:
+    """Return the file that a block of Python names, or the empty string."""
+    first = block.splitlines()[0]
+    return first.removeprefix("# ") if re.fullmatch(r"# [\w/]+\.py", first) else ""
+
+
+class Project:
+    """A new Django project, as ``startproject`` makes it, and the sandbox that it talks to."""
+
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "DJANGO_SETTINGS_MODULE": "mysite.settings",
+            "INFUSIONSOFT_CLIENT_ID": sandbox.settings["INFUSIONSOFT_CLIENT_ID"],
+            "INFUSIONSOFT_CLIENT_SECRET": sandbox.settings["INFUSIONSOFT_CLIENT_SECRET"],
+            "INFUSIONSOFT_ENCRYPTION_KEYS": KEY,
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        }
+        self.run(sys.executable, "-m", "django", "startproject", "mysite", ".", settings=False)
+
+    def run(self, *command: str, text: str = "", settings: bool = True) -> str:
+        environment = dict(self.environment)
+        if not settings:
+            del environment["DJANGO_SETTINGS_MODULE"]
+        process = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
+
+    def shell(self, code: str) -> str:
+        return self.run(sys.executable, "manage.py", "shell", "-c", code)
+
+    def append(self, file: str, code: str) -> None:
+        path = self.folder / file
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("\n" + code)
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def project(stand_in: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project after everything that the documents tell one to put into files."""
+    project = Project(tmp_path_factory.mktemp("project"), stand_in)
+    for document in DOCUMENTS:
+        for block in blocks(document, "python"):
+            if file := file_of(block):
+                project.append(file, block)
+    addresses = [f"{name} = {value!r}\n" for name, value in stand_in.settings.items()]
+    project.append("mysite/settings.py", "".join(addresses))
+    project.run(sys.executable, "manage.py", "migrate", "-v", "0")
+    project.shell(CONNECT.format_map(stand_in.issue("ab123")))
+    return project
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    return [(path.name, block) for path in DOCUMENTS for block in blocks(path, "python")]
+
+
+def commands() -> list[str]:
+    lines = [
+        line
+        for path in DOCUMENTS
+        for block in blocks(path, "console")
+        for line in block.splitlines()
+    ]
+    assert all(line.startswith("$ ") for line in lines)
+    return [line.removeprefix("$ ") for line in lines]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for _, block in python_blocks() if not file_of(block)],
+    ids=[f"{name}-{n}" for n, (name, block) in enumerate(python_blocks()) if not file_of(block)],
+)
+def test_snippet_runs_in_the_shell_of_a_new_project(project: Project, block: str) -> None:
+    project.shell(block)
+
+
+@pytest.mark.parametrize(
+    "file", sorted({file_of(block) for _, block in python_blocks() if file_of(block)})
+)
+def test_file_with_snippets_is_imported_by_a_new_project(project: Project, file: str) -> None:
+    module = file.removesuffix(".py").replace("/", ".")
+    project.shell(f"import importlib; importlib.import_module({module!r})")
+
+
+def test_new_project_passes_the_checks(project: Project) -> None:
+    project.run(sys.executable, "manage.py", "check", "--fail-level", "WARNING")
+
+
+def test_first_call_shows_the_contacts_of_the_account(project: Project) -> None:
+    (first_call,) = [block for _, block in python_blocks() if "contacts = " in block]
+    output = project.shell(first_call + 'print([c["given_name"] for c in contacts])')
+    assert "['Bea', 'Otto']" in output
+
+
+def test_tests_of_the_documents_pass(project: Project) -> None:
+    project.run(sys.executable, "manage.py", "test", "mysite", "-v", "0")
+
+
+@pytest.mark.parametrize("command", [each for each in commands() if "manage.py" in each])
+def test_command_runs_in_a_new_project(project: Project, command: str) -> None:
+    program, *arguments = command.split()
+    assert program == "python"
+    assert project.run(sys.executable, *arguments)
+
+
+def test_sandbox_starts_by_the_command_of_the_documents(project: Project) -> None:
+    (command,) = [each for each in commands() if "sandbox" in each]
+    arguments = command.split()[1:]
+    arguments[arguments.index("--port") + 1] = "0"
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=project.folder,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "Ctrl-C" in line:
+                break
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_no_command_is_left_untested() -> None:
+    tested = [each for each in commands() if "manage.py" in each or "sandbox" in each]
+    assert [each for each in commands() if each not in tested] == [
+        'python -m pip install "django-infusionsoft[celery]"'  # the package's own environment does
+    ]
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="only in a checkout")
+def test_the_two_lines_of_the_readme_are_what_ci_runs() -> None:
+    readme = (ROOT / "README.rst").read_text(encoding="utf-8")
+    lines = [
+        line.strip() for line in readme.splitlines() if line.startswith("    python3 -m venv")
+    ]
+    assert [line.split(" && ")[-1] for line in lines] == ["tox run -e demo", "tox run"]
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert '"$scratch/venv/bin/tox" run 2>&1' in ci
+    assert '"$scratch/venv/bin/tox" run -e demo -- --check' in ci
+
+
+def settings_table() -> str:
+    """Return the README's table of settings."""
+    lines = [".. list-table::", "   :header-rows: 1", "", "   * - setting"]
+    lines += ["     - default", "     - meaning"]
+    for name, setting in SETTINGS.items():
+        default = f"``{setting.default!r}``" if setting.default not in ("", []) else "none"
+        lines += [f"   * - ``{name}``", f"     - {default}", f"     - {setting.description}"]
+    return "\n".join(lines) + "\n"
+
+
+def test_readme_shows_every_setting() -> None:
+    assert settings_table() in (ROOT / "README.rst").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"<([\w/.]+\.rst)>`_", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
