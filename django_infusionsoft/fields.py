@@ -83,7 +83,10 @@ class EncryptedAttribute(DeferredAttribute):
         return self.field.decrypt(value) if isinstance(value, Ciphertext) else value
 
     def __set__(self, instance: Model, value: object) -> None:
-        instance.__dict__[self.field.attname] = value
+        # At once, and not when it is saved: a pickled or printed instance holds no plaintext.
+        # An empty text is no secret: a new instance, such as a form's, needs no key.
+        sealed = self.field.encrypt(value) if value and isinstance(value, str) else value
+        instance.__dict__[self.field.attname] = sealed
 
 
 def _is_encrypted(expression: Value) -> bool:
@@ -113,6 +116,13 @@ class EncryptedTextField(TextField):
         name, path, args, kwargs = super().deconstruct()
         del kwargs["editable"]
         return name, path, args, kwargs
+
+    def encrypt(self, value: str) -> Ciphertext:
+        """Return the text under the first key.
+
+        :raises ConfigurationError: there is no key.
+        """
+        return Ciphertext(get_cipher().encrypt(value.encode()).decode())
 
     def decrypt(self, ciphertext: Ciphertext) -> str:
         """Return the plaintext.
@@ -144,7 +154,9 @@ class EncryptedTextField(TextField):
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
     ) -> Any:
         value = value if prepared else self.get_prep_value(value)
-        return None if value is None else self._encrypt(value).value
+        if isinstance(value, str):
+            value = self.encrypt(value)
+        return value.value if isinstance(value, Ciphertext) else value
 
     def get_db_prep_save(self, value: Any, connection: BaseDatabaseWrapper) -> Any:
         if not isinstance(value, Expression):
@@ -184,14 +196,9 @@ class EncryptedTextField(TextField):
 
     def value_to_string(self, obj: Model) -> Any:
         value = obj.__dict__[self.attname]
-        return None if value is None else DUMP_PREFIX + self._encrypt(value).value
+        return DUMP_PREFIX + value.value if isinstance(value, Ciphertext) else value
 
     def to_python(self, value: Any) -> Any:
         if isinstance(value, str) and value.startswith(DUMP_PREFIX):
             return Ciphertext(value.removeprefix(DUMP_PREFIX))
         return value if isinstance(value, Ciphertext) else super().to_python(value)
-
-    def _encrypt(self, value: Ciphertext | str) -> Ciphertext:
-        if isinstance(value, Ciphertext):
-            return value
-        return Ciphertext(get_cipher().encrypt(value.encode()).decode())

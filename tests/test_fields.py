@@ -134,6 +134,14 @@ def test_memory_holds_only_ciphertext_after_load() -> None:
     assert copy.copy(application).client_secret == SECRET
 
 
+def test_memory_holds_only_ciphertext_after_assignment() -> None:
+    application = Application(client_secret=SECRET)
+    assert application.client_secret == SECRET
+    assert SECRET not in repr(vars(application))
+    application.client_secret = SECRET + "-new"
+    assert SECRET.encode() not in pickle.dumps(application)
+
+
 def test_values_show_a_placeholder() -> None:
     make_application()
     (row,) = Application.objects.annotate(copied=F("client_secret")).values()
