@@ -11,16 +11,18 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from django.contrib.sessions.backends.base import UpdateError
 from django.http import HttpRequest
 from django.utils.crypto import constant_time_compare
 
-SESSION_KEY: Final = "_infusionsoft_states"
+# Its number goes up with every change of Pending's fields: sessions outlive a deployment.
+SESSION_KEY: Final = "_infusionsoft_states_1"
 LIFETIME_SECONDS: Final = 600
 MAX_PENDING: Final = 10
 
 
 class StateError(Exception):
-    """The callback belongs to no request of this session; the message says what to do."""
+    """The state is of no request of this session and user that still waits for its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,11 @@ def consume(request: HttpRequest, state: str) -> Pending:
         else:
             rest.append([known, pending])
     if found is None:
-        raise StateError(
-            "This connection was not started here, took too long, or is done already."
-        )
+        raise StateError
     request.session[SESSION_KEY] = rest
-    # Now, and not after the response: whatever happens next, it cannot be used again.
-    request.session.save()
+    _save(request)
     if found.user_id != user_id_of(request):
-        raise StateError("This connection was started by somebody else.")
+        raise StateError
     return found
 
 
@@ -75,3 +74,12 @@ def _alive(request: HttpRequest) -> list[Any]:
     oldest = time.time() - LIFETIME_SECONDS
     states = request.session.get(SESSION_KEY, [])
     return [entry for entry in states if entry[1]["created_at"] > oldest]
+
+
+def _save(request: HttpRequest) -> None:
+    """Write the session now, and not after the response: what is consumed stays consumed."""
+    try:
+        request.session.save()
+    except UpdateError:  # logged out meanwhile, in another tab
+        request.session.modified = False
+        raise StateError from None

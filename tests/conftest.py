@@ -86,19 +86,27 @@ def database_url(transactional_db: None) -> str:
     return scheme + "://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(database)
 
 
-@pytest.fixture
-def browser(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Browser]":
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
     """A Chromium without a window, driven by Playwright."""
     _need("browser", services.browser_problem())
     from playwright.sync_api import sync_playwright
 
-    # Playwright's own event loop runs in this thread; Django would refuse its database here.
-    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
     with (
+        pytest.MonkeyPatch.context() as patch,
         sync_playwright() as playwright,
         closing(playwright.chromium.launch(**services.chromium_options())) as chromium,
     ):
+        # Playwright's own event loop runs in this thread; Django would refuse its database here.
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         yield chromium
+
+
+@pytest.fixture
+def deferred(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers' transactions that, on SQLite, hold the one write lock only once they write."""
+    connection.ensure_connection()  # which sets the mode
+    monkeypatch.setattr(connection, "transaction_mode", "DEFERRED", raising=False)
 
 
 @pytest.fixture

@@ -64,7 +64,13 @@ def test_no_secret_is_found_anywhere_after_a_whole_life(
     session.get("v2/contacts")
     secrets |= {credential.access_token, credential.refresh_token}
     shown += [repr(vars(credential)), repr(pickle.dumps(credential))]
-    for fault in (None, faults.error_503(), faults.html(), faults.answer(401), faults.drop_after()):
+    for fault in (
+        None,
+        faults.error_503(),
+        faults.html(),
+        faults.answer(401),
+        faults.drop_after(),
+    ):
         if fault is not None:
             sandbox.plan(fault)
         shown += attempt(credential)
