@@ -4,7 +4,7 @@ from django.urls import include, path
 from oauth2_provider.decorators import protected_resource
 
 
-@protected_resource(scopes=["full"])
+@protected_resource(scopes=["full"])  # type: ignore[untyped-decorator]
 def me(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"name": "Ana"})
 

@@ -10,7 +10,7 @@ from django.db import DatabaseError, OperationalError, connection, transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from django_infusionsoft import leases, refresh, rows, signals
+from django_infusionsoft import attempts, leases, rows, signals
 from django_infusionsoft.exceptions import (
     ClientRejected,
     ConfigurationError,
@@ -36,6 +36,12 @@ def row(credential: Credential) -> Credential:
 
 def kinds(credential: Credential) -> list[str]:
     return [event.kind for event in credential.events.order_by("pk")]
+
+
+def seconds_until_refresh(credential: Credential) -> float:
+    refresh_at = row(credential).refresh_at
+    assert refresh_at
+    return (refresh_at - timezone.now()).total_seconds()
 
 
 # It works
@@ -69,7 +75,7 @@ def test_expiry_and_next_refresh_follow_the_reply(
     credential.refresh()
     left = (row(credential).expires_at - timezone.now()).total_seconds()
     assert 990 < left <= 1000
-    until_refresh = (row(credential).refresh_at - timezone.now()).total_seconds()
+    until_refresh = seconds_until_refresh(credential)
     assert 690 < until_refresh < 810
 
 
@@ -264,7 +270,7 @@ def test_rejection_is_not_believed_when_the_generation_has_moved(
     assert lease
     Credential.objects.update(lease_until=None)  # as if the slow one had slept past its lease
     credential.refresh()
-    refresh._attempt(slow, lease)  # noqa: SLF001  # the step after the sleep
+    attempts.present(slow, lease)  # the step after the sleep
     assert row(credential).status == "connected"
     assert slow.access_token == credential.access_token
     assert sandbox.replays == 1
@@ -277,7 +283,7 @@ def test_late_reply_is_dropped_when_a_person_has_connected_again(
     lease = leases.claim(slow)
     assert lease
     again = connect()
-    refresh._attempt(slow, lease)  # noqa: SLF001
+    attempts.present(slow, lease)
     assert row(credential).access_token == again.access_token == slow.access_token
     assert kinds(credential)[-1] == "late_reply_dropped"
 
@@ -306,7 +312,7 @@ def test_pair_is_kept_and_tried_later_when_keap_fails(
     assert (stored.status, stored.refresh_token) == ("connected", presented)
     assert (stored.failures, stored.lease_until) == (1, None)
     assert stored.unanswered_attempts == (outcome == "unknown")
-    assert 60 < (stored.refresh_at - timezone.now()).total_seconds() < 200
+    assert 60 < seconds_until_refresh(credential) < 200
     assert credential.events.get(kind="refresh_failed").outcome == outcome
     assert isinstance(signal[0]["exception"], exception)
 
@@ -315,7 +321,7 @@ def test_retry_after_is_honoured(sandbox: Sandbox, credential: Credential) -> No
     sandbox.plan(faults.throttled(5000))
     with pytest.raises(TemporarilyUnavailable):
         credential.refresh()
-    assert 4990 < (row(credential).refresh_at - timezone.now()).total_seconds() <= 5000
+    assert 4990 < seconds_until_refresh(credential) <= 5000
 
 
 def test_all_is_well_again_when_keap_is_back(sandbox: Sandbox, expired: Credential) -> None:
@@ -401,15 +407,15 @@ def test_error_says_so_when_the_row_is_gone(sandbox: Sandbox, expired: Credentia
 def test_pair_is_stored_when_the_database_comes_back(
     sandbox: Sandbox, credential: Credential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, failures = refresh._write, [OperationalError("gone"), OperationalError("gone")]  # noqa: SLF001
+    write, failures = attempts._write, [OperationalError("gone"), OperationalError("gone")]  # noqa: SLF001
 
     def fail_twice(*args: Any) -> int:
         if failures:
             raise failures.pop()
         return write(*args)
 
-    monkeypatch.setattr(refresh, "_write", fail_twice)
-    monkeypatch.setattr(refresh, "STORE_RETRY_PAUSES", (0, 0, 0))
+    monkeypatch.setattr(attempts, "_write", fail_twice)
+    monkeypatch.setattr(attempts, "STORE_RETRY_PAUSES", (0, 0, 0))
     credential.refresh()
     (grant,) = sandbox.live_grants
     assert row(credential).refresh_token == grant.refresh_token
@@ -418,7 +424,7 @@ def test_pair_is_stored_when_the_database_comes_back(
 def test_pair_counts_as_stored_when_only_the_answer_to_the_write_was_lost(
     sandbox: Sandbox, credential: Credential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, answers = refresh._write, ["lost"]  # noqa: SLF001
+    write, answers = attempts._write, ["lost"]  # noqa: SLF001
 
     def lose_one_answer(*args: Any) -> int:
         written = write(*args)
@@ -426,8 +432,8 @@ def test_pair_counts_as_stored_when_only_the_answer_to_the_write_was_lost(
             raise OperationalError("gone")
         return written
 
-    monkeypatch.setattr(refresh, "_write", lose_one_answer)
-    monkeypatch.setattr(refresh, "STORE_RETRY_PAUSES", (0,))
+    monkeypatch.setattr(attempts, "_write", lose_one_answer)
+    monkeypatch.setattr(attempts, "STORE_RETRY_PAUSES", (0,))
     credential.refresh()
     assert row(credential).generation == credential.generation == 2
     assert kinds(credential)[-1] == "refreshed"

@@ -57,7 +57,7 @@ def delete_queue(settings: dict[str, str]) -> None:
     from kombu import Connection
 
     with Connection(settings["CELERY_BROKER_URL"]) as broker:
-        broker.default_channel.queue_delete(settings["CELERY_TASK_DEFAULT_QUEUE"])
+        broker.SimpleQueue(settings["CELERY_TASK_DEFAULT_QUEUE"]).queue.delete()
 
 
 @pytest.mark.django_db(transaction=True)
