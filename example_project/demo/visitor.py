@@ -31,7 +31,7 @@ class _PageReader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.forms: list[Form] = []
-        self.links: dict[str, str] = {}  # what a person reads, and where it leads
+        self.links: list[tuple[str, str]] = []  # what a person reads, and where it leads
         self._form: Form | None = None
         self._link: tuple[str, str] | None = None
 
@@ -55,7 +55,7 @@ class _PageReader(HTMLParser):
         if tag == "form":
             self._form = None
         elif tag == "a" and self._link:
-            self.links[self._link[0].strip()] = self._link[1]
+            self.links.append(self._link)
             self._link = None
 
 
@@ -80,13 +80,14 @@ class Visitor:
         self._arrive(self._session.get(url, timeout=TIMEOUT_SECONDS))
 
     def follow(self, text: str) -> None:
-        """Follow the link that reads so.
+        """Follow the first link that has this text.
 
         :raises PageError: where the page has none, or it leads to an error.
         """
-        if text not in self._reader.links:
-            raise PageError(f"{self.url} has no link {text!r}")
-        self.open(urljoin(self.url, self._reader.links[text]))
+        for label, target in self._reader.links:
+            if text in label:
+                return self.open(urljoin(self.url, target))
+        raise PageError(f"{self.url} has no link {text!r}")
 
     def submit(self, part_of_action: str, **values: str) -> None:
         """Send the first form that goes there and takes these values, in fields or by a button.
