@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from django.db import OperationalError, connections
+from django.db import Error, OperationalError, connections
 from django.db.models.functions import Now
 
 from django_infusionsoft.exceptions import DatabaseBusy
@@ -45,6 +45,7 @@ def own_transaction(alias: str) -> Iterator[None]:
     own = connections.create_connection(alias)
     connections[alias] = own
     try:
+        own.set_autocommit(True)  # where the settings say otherwise
         _limit_lock_waits(own)
         yield
     except OperationalError as error:
@@ -54,14 +55,16 @@ def own_transaction(alias: str) -> Iterator[None]:
         ) from error
     finally:
         connections[alias] = current
-        own.close()
+        _give_back(own)
 
 
 def _is_held_by_caller(connection: BaseDatabaseWrapper) -> bool:
     blocks = connection.atomic_blocks
     if blocks:
         return not any(getattr(block, "_from_testcase", False) for block in blocks)
-    return connection.connection is not None and not connection.get_autocommit()
+    if connection.connection is None:
+        return not connection.settings_dict["AUTOCOMMIT"]
+    return not connection.get_autocommit()
 
 
 def _limit_lock_waits(connection: BaseDatabaseWrapper) -> None:
@@ -73,3 +76,11 @@ def _limit_lock_waits(connection: BaseDatabaseWrapper) -> None:
     if statement:
         with connection.cursor() as cursor:
             cursor.execute(statement)
+
+
+def _give_back(connection: BaseDatabaseWrapper) -> None:
+    if connection.connection is not None and connection.settings_dict["OPTIONS"].get("pool"):
+        # It lives on, for somebody who has not asked for our timeout.
+        with suppress(Error), connection.cursor() as cursor:
+            cursor.execute("RESET lock_timeout")
+    connection.close()

@@ -5,6 +5,7 @@ It wins over whatever the row holds or a refresh still brings home.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -26,19 +27,20 @@ if TYPE_CHECKING:
 
 
 def imported_pair(
-    *, account: str, access_token: str, refresh_token: str, expires_at: datetime
+    *, account: object, access_token: object, refresh_token: object, expires_at: object
 ) -> TokenPair:
-    """Return what another client was given as a pair.
+    """Return what another client was given as a pair, whatever it was kept in.
 
     :raises ValueError: an account, a token or a time that cannot be right.
     """
     name = normalize_account(account)
     if name is None:
         raise ValueError(f"{account!r} is not the name of an account, such as 'ab123'.")
-    if not access_token.strip() or not refresh_token.strip():
-        raise ValueError(f"Account {name}: both tokens are needed.")
-    if timezone.is_naive(expires_at):
-        raise ValueError(f"Account {name}: expires_at must have a time zone.")
+    access_token, refresh_token = _token(access_token), _token(refresh_token)
+    if access_token is None or refresh_token is None:
+        raise ValueError(f"Account {name}: both tokens are needed, each of them one word.")
+    if not isinstance(expires_at, datetime) or timezone.is_naive(expires_at):
+        raise ValueError(f"Account {name}: expires_at must be a datetime with a time zone.")
     return TokenPair(
         access_token=access_token,
         refresh_token=refresh_token,
@@ -103,6 +105,12 @@ def _home(pair: TokenPair, application: Application | None, expected: Credential
     """Return which row the pair belongs in, as far as anybody knows."""
     if pair.account is not None:
         return Q(account=pair.account, application=application)
-    if expected is not None and expected.account is None:
+    if expected is not None and expected.account is None and expected.application == application:
         return Q(pk=expected.pk)
     return Q(pk__in=[])
+
+
+def _token(value: object) -> str | None:
+    """Return the token without the space around it, or ``None`` where there is none."""
+    token = value.strip() if isinstance(value, str) else ""
+    return token if re.fullmatch(r"[!-~]+", token) else None

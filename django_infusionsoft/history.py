@@ -6,7 +6,7 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from django.db import DatabaseError, router, transaction
+from django.db import Error, router, transaction
 
 from django_infusionsoft.choices import EventKind
 from django_infusionsoft.database import own_transaction
@@ -40,7 +40,7 @@ def record(credential: Credential, kind: EventKind, **details: Any) -> None:
     logger.log(level, "%s %s", kind.value, _fields(credential, details))
     try:
         _write(credential, kind, details)
-    except (DatabaseError, DatabaseBusy):
+    except (Error, DatabaseBusy):
         logger.exception("event_not_written %s", _fields(credential, details))
 
 

@@ -50,13 +50,10 @@ def claim(credential: Credential) -> Lease | None:
 def claim_batch(due: QuerySet[Credential], size: int) -> tuple[Lease, list[Credential]]:
     """Take one lease over up to ``size`` of the due credentials, the most urgent first."""
     lease = _new_lease()
-    urgent = _free(due).order_by("refresh_at")
     with own_transaction(due.db):
-        with transaction.atomic(using=due.db):
-            if connections[due.db].features.has_select_for_update_skip_locked:
-                urgent = urgent.select_for_update(skip_locked=True)
-            ids = list(urgent.values_list("pk", flat=True)[:size])
-            _take(_free(due.filter(pk__in=ids)), lease)
+        ids, taken = _take_batch(due, lease, size)
+        while ids and not taken:  # without SKIP LOCKED, others may have been faster
+            ids, taken = _take_batch(due, lease, size)
         held = due.model._base_manager.using(due.db).filter(pk__in=ids, lease_id=lease.id)
         return lease, list(held.select_related("application").order_by("refresh_at"))
 
@@ -75,6 +72,18 @@ def _free(credentials: QuerySet[Credential]) -> QuerySet[Credential]:
     return credentials.filter(
         Q(lease_until__isnull=True) | Q(lease_until__lte=DatabaseNow()), status=Status.CONNECTED
     )
+
+
+def _take_batch(due: QuerySet[Credential], lease: Lease, size: int) -> tuple[list[int], int]:
+    """Return which credentials were free, and how many of them are ours now."""
+    urgent = _free(due).order_by("refresh_at").values_list("pk", flat=True)
+    if not connections[due.db].features.has_select_for_update_skip_locked:
+        # No transaction: SQLite fails one that reads first, if others write before it does.
+        ids = list(urgent[:size])
+        return ids, _take(_free(due.filter(pk__in=ids)), lease)
+    with transaction.atomic(using=due.db):
+        ids = list(urgent.select_for_update(skip_locked=True)[:size])
+        return ids, _take(_free(due.filter(pk__in=ids)), lease)
 
 
 def _take(free: QuerySet[Credential], lease: Lease) -> int:

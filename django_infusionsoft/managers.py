@@ -94,7 +94,9 @@ class CredentialManager(models.Manager["Credential"]):
         :raises Credential.DoesNotExist: the account has never been connected.
         :raises Credential.MultipleObjectsReturned: several applications are.
         """
-        found = self.filter(account=normalize_account(account))
+        name = normalize_account(account)
+        # To the database, None would be the credentials whose account nobody knows.
+        found = self.none() if name is None else self.filter(account=name)
         if application is not None:
             found = found.filter(application=application)
         return self._only(found, f"account {account!r}")

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import F
 
 from django_infusionsoft import history
-from django_infusionsoft.choices import EventKind
+from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.database import own_transaction
 from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.oauth import normalize_account
-from django_infusionsoft.rows import alias_of, look
+from django_infusionsoft.rows import alias_of, is_leased, row_of
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
@@ -68,7 +69,7 @@ def fetch(credential: Credential) -> Profile:
     return Profile(
         account=account,
         account_name=_text(company.get("name")),
-        keap_user=_text(user.get("email") or user.get("keap_id") or user.get("infusionsoft_id")),
+        keap_user=_text(*map(user.get, ("email", "keap_id", "infusionsoft_id"))),
         keap_user_is_admin=is_admin if isinstance(is_admin, bool) else None,
     )
 
@@ -87,40 +88,68 @@ def update(credential: Credential) -> Credential:
     }
     for name, value in told.items():
         setattr(credential, name, value)
-    if told:
-        credential.save(update_fields=list(told))
     if credential.account is None and profile.account is not None:
-        return _identify(credential, profile.account)
+        return _identify(credential, profile.account, told)
+    if told:
+        row_of(credential).update(**told)
     return credential
 
 
-def _identify(nameless: Credential, account: str) -> Credential:
+def _identify(nameless: Credential, account: str, told: dict[str, Any]) -> Credential:
     """Give a nameless credential its account's name, or its pair to the row that has that name.
 
-    Where both hold a grant, the one that a person gave later stays.
+    :returns: the credential that holds the pair now.
+    """
+    alias = alias_of(nameless)
+    with own_transaction(alias):
+        try:
+            pk, has_moved = _move_in(nameless, account, told)
+        except IntegrityError:  # another one got this name at the same moment: now it has a row
+            pk, has_moved = _move_in(nameless, account, told)
+        if pk is None:
+            return nameless
+        holders = type(nameless)._base_manager.using(alias).select_related("application")
+        identified = holders.get(pk=pk)
+    if has_moved:
+        history.record(identified, EventKind.IDENTIFIED)
+    return identified
+
+
+def _move_in(nameless: Credential, account: str, told: dict[str, Any]) -> tuple[int | None, bool]:
+    """Return which row holds the pair now, as far as it is known, and whether we saw to that.
+
+    Of two grants the living one stays; of two living ones that which a person gave later.
     """
     alias = alias_of(nameless)
     rows = type(nameless)._base_manager.using(alias)
-    with own_transaction(alias), transaction.atomic(using=alias):
-        row = rows.select_for_update().get(pk=nameless.pk)
-        known = rows.select_for_update().filter(application=row.application_id, account=account)
-        home = known.first()
+    known = rows.filter(application=nameless.application_id, account=account)
+    locked = rows.annotate(is_leased=is_leased()).select_for_update()
+    with transaction.atomic(using=alias):
+        # Both by primary key: MariaDB locks, and waits for, whatever else it looks through.
+        row = locked.filter(pk=nameless.pk).first()
+        home = locked.filter(pk__in=list(known.values_list("pk", flat=True))).first()
+        if row is None:  # somebody else was faster, or it was deleted
+            return (home.pk if home else None), False
+        if row.account is not None:
+            return row.pk, False
         if home is None:
-            rows.filter(pk=row.pk).update(account=account)
-        elif look(nameless):
-            return nameless  # being refreshed just now, and its reply must find its row
-        else:
-            if row.connected_at > home.connected_at:
-                # Past the attributes, so that the secrets stay encrypted.
-                grant = {name: row.__dict__[name] for name in GRANT_FIELDS}
-                known.update(
-                    generation=F("generation") + 1, lease_until=None, lease_id="", **grant
-                )
-            row.events.using(alias).update(credential_id=home.pk)
-            row.delete(using=alias)
-    identified = rows.select_related("application").get(pk=(home or row).pk)
-    history.record(identified, EventKind.IDENTIFIED)
-    return identified
+            rows.filter(pk=row.pk).update(account=account, **told)
+            return row.pk, True
+        if row.is_leased:
+            return None, False  # being refreshed just now, and its reply must find its row
+        if _merit(row) > _merit(home):
+            # Past the attributes, so that the secrets stay encrypted.
+            grant = {name: row.__dict__[name] for name in GRANT_FIELDS} | told
+            rows.filter(pk=home.pk).update(
+                generation=F("generation") + 1, lease_until=None, lease_id="", **grant
+            )
+        row.events.using(alias).update(credential_id=home.pk)
+        row.delete(using=alias)
+        return home.pk, True
+
+
+def _merit(row: Credential) -> tuple[bool, datetime]:
+    return row.status == Status.CONNECTED, row.connected_at
 
 
 def _get(session: requests.Session, path: str, tenants: list[str]) -> Mapping[str, Any]:
@@ -136,5 +165,7 @@ def _get(session: requests.Session, path: str, tenants: list[str]) -> Mapping[st
     return answer if isinstance(answer, dict) else {}
 
 
-def _text(value: object) -> str:
-    return value[:200] if isinstance(value, str) else ""
+def _text(*values: object) -> str:
+    """Return the first that is text, as far as every database can hold it."""
+    texts = (value.replace("\0", "").strip() for value in values if isinstance(value, str))
+    return next(filter(None, texts), "")[:200]

@@ -40,20 +40,25 @@ def row_of(credential: Credential) -> QuerySet[Credential]:
     return type(credential)._base_manager.using(alias_of(credential)).filter(pk=credential.pk)
 
 
+def is_leased() -> ExpressionWrapper[Any]:
+    """Whether a row's lease is alive, by the database's clock."""
+    return ExpressionWrapper(Q(lease_until__gt=DatabaseNow()), BooleanField())
+
+
 def look(credential: Credential) -> bool:
     """Take over what other processes have written; return whether a lease is alive.
 
     :raises ReauthorizationRequired: the credential has been deleted.
     """
-    alive = ExpressionWrapper(Q(lease_until__gt=DatabaseNow()), BooleanField())
+    fields = ("is_leased", *SHARED_FIELDS)
     with own_transaction(alias_of(credential)):
-        row = row_of(credential).annotate(leased=alive).values("leased", *SHARED_FIELDS).first()
+        row = row_of(credential).annotate(is_leased=is_leased()).values(*fields).first()
     if row is None:
         raise ReauthorizationRequired(
             f"Credential {credential.pk} is not in the database: it was deleted, or the "
             f"transaction that made it is not committed yet."
         )
-    leased = bool(row.pop("leased"))
+    leased = bool(row.pop("is_leased"))
     for name, value in row.items():
         setattr(credential, name, value)
     return leased

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
 from requests.auth import AuthBase
+from requests.exceptions import InvalidURL
 from requests.utils import rewind_body
 
 from django_infusionsoft.conf import conf
@@ -38,15 +40,18 @@ class BearerAuth(AuthBase):
     def _repeat_after(self, rejected: str) -> Callable[..., requests.Response]:
         def handle(response: requests.Response, **kwargs: Any) -> requests.Response:
             request = response.request
-            if response.status_code != 401 or not _can_repeat(request):
+            # A redirect to another host brings this hook along, and not the access token.
+            is_ours = request.headers.get("Authorization") == f"Bearer {rejected}"
+            if response.status_code != 401 or not is_ours:
                 return response
             response.content  # noqa: B018  # read to the end, the connection can be used again
             response.close()
-            again = request.copy()
-            again.hooks["response"].clear()
             access_token = self._credential.replace_access_token(rejected)
+            if not _can_repeat(request):
+                return response  # but the caller can, and meets the new access token
+            again = request.copy()
             again.headers["Authorization"] = f"Bearer {access_token}"
-            if getattr(again, "_body_position", None) is not None:
+            if _is_stream(again.body):
                 rewind_body(again)
             repeated = response.connection.send(again, **kwargs)
             repeated.history.append(response)
@@ -71,8 +76,10 @@ class CredentialSession(requests.Session):
         self.auth = BearerAuth(credential)
         self.headers["Accept"] = "application/json"
 
-    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> requests.Response:  # type: ignore[override]
-        return super().request(method, _resolve(url), *args, **kwargs)
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        resolved = copy(request)
+        resolved.url = _resolve(str(request.url))
+        return super().prepare_request(resolved)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         if kwargs.get("timeout") is None:
@@ -83,16 +90,33 @@ class CredentialSession(requests.Session):
 def _resolve(url: str) -> str:
     base = conf.API_URL
     base = base if base.endswith("/") else base + "/"
-    resolved = urljoin(base, url.lstrip("/"))
-    if urlsplit(resolved)[:2] != urlsplit(base)[:2]:
+    try:
+        resolved = urlsplit(urljoin(base, url.lstrip("/")))
+        is_keap = _origin(resolved) == _origin(api := urlsplit(base))
+    except ValueError as error:
+        raise InvalidURL(f"{error}: {url!r}") from None
+    if not is_keap:
         raise ConfigurationError(
             f"This session sends the account's access token, and only to {base} "
-            f"(INFUSIONSOFT_API_URL): use another one for {urlsplit(resolved).hostname}."
+            f"(INFUSIONSOFT_API_URL): use another one for {resolved.hostname}."
         )
-    return resolved
+    # In the setting's own spelling, whatever another parser would read in the caller's.
+    return resolved._replace(scheme=api.scheme, netloc=api.netloc).geturl()
+
+
+def _origin(parts: SplitResult) -> tuple[str, str | None, int | None, str | None]:
+    """Return scheme, host, port, and the userinfo that no URL of Keap's has."""
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port, parts.username
 
 
 def _can_repeat(request: requests.PreparedRequest) -> bool:
     """Whether the body, if any, can be sent a second time: requests marks a stream's start."""
-    position = getattr(request, "_body_position", None)
-    return position is None or isinstance(position, int)
+    if not _is_stream(request.body):
+        return True
+    is_marked = isinstance(getattr(request, "_body_position", None), int)
+    return is_marked and callable(getattr(request.body, "seek", None))
+
+
+def _is_stream(body: object) -> bool:
+    return body is not None and not isinstance(body, str | bytes)
