@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django.db import models, router
-from django.db.models import Q
 
 from django_infusionsoft import grants, refresh
 from django_infusionsoft.choices import Status
@@ -67,9 +66,7 @@ class CredentialQuerySet(models.QuerySet["Credential"]):
 
     def without_application(self, application_id: int | None) -> CredentialQuerySet:
         """Those of other applications; ``None`` is the client in the settings."""
-        if application_id is None:
-            return self.filter(application__isnull=False)
-        return self.filter(Q(application__isnull=True) | ~Q(application=application_id))
+        return self.exclude(application=application_id)
 
 
 class CredentialManager(models.Manager["Credential"]):

@@ -545,7 +545,8 @@ def test_one_application_is_put_aside_when_its_client_is_wrong(
         due(account)
     second.client_secret = "wrong"
     second.save()
-    assert counts(Credential.objects.refresh_due()) == {"refreshed": 4, "misconfigured": 1}
+    run = Credential.objects.refresh_due(time_limit_seconds=10)
+    assert counts(run) == {"refreshed": 4, "misconfigured": 1}
     outcomes = [request.outcome for request in sandbox.token_requests]
     assert outcomes == ["invalid_client", *["rotated"] * 4]
     for each in wrong:
@@ -565,7 +566,7 @@ def test_settings_client_is_put_aside_when_it_is_wrong(
         due(account, 60)
         due(account, application=second)
     with override_settings(INFUSIONSOFT_CLIENT_SECRET="wrong"):
-        run = Credential.objects.refresh_due()
+        run = Credential.objects.refresh_due(time_limit_seconds=10)
     assert counts(run) == {"refreshed": 4, "misconfigured": 1}
 
 
@@ -692,6 +693,24 @@ def test_second_run_takes_what_the_first_has_not_claimed(
     assert sum(done) == len(ACCOUNTS)
     assert min(done) > 0
     assert [sandbox.presentations(token) for token in tokens] == [1] * len(tokens)
+
+
+def test_run_looks_again_when_another_has_just_claimed_what_it_found(
+    transactional_db: None, sandbox: Sandbox, due: Callable[..., Credential]
+) -> None:
+    due("acc01", 60)
+    due("acc02")
+
+    def be_faster(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if sql.startswith("UPDATE") and not others:
+            others.append(None)
+            with threads(1) as start:
+                start(lambda: leases.claim_batch(Credential.objects.due(), 1)).result()
+        return execute(sql, *rest)
+
+    others: list[None] = []
+    with connection.execute_wrapper(be_faster):
+        assert counts(Credential.objects.refresh_due()) == {"refreshed": 1}
 
 
 @pytest.mark.parametrize("transaction_mode", ["IMMEDIATE", "DEFERRED"])

@@ -32,6 +32,7 @@ class Stranger(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.headers_seen: list[dict[str, str]] = []
+        self.ports_seen: list[int] = []
         self.status = 200
         super().__init__(("127.0.0.1", 0), _StrangersHandler)
 
@@ -42,12 +43,15 @@ class Stranger(ThreadingHTTPServer):
 
 class _StrangersHandler(BaseHTTPRequestHandler):
     server: Stranger
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.server.headers_seen.append(dict(self.headers))
+        self.server.ports_seen.append(self.client_address[1])
         self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", "2")
         self.end_headers()
+        self.wfile.write(b"{}")
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -388,16 +392,18 @@ def test_nothing_is_repeated_when_the_status_is_another(
     assert outcomes(sandbox) == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
 def test_connection_is_used_again_when_a_401_is_followed_by_a_repeat(
-    sandbox: Sandbox, credential: Credential
+    credential: Credential, stranger: Stranger, stream: bool
 ) -> None:
-    sandbox.revoke_access_tokens("ab123")
-    with credential.session() as session:
-        assert session.get("v2/contacts", stream=True).ok
-        adapter: Any = session.get_adapter(sandbox.api_url)
-        pools = adapter.poolmanager.pools
-        (pool,) = (pools[key] for key in pools.keys())  # noqa: SIM118  # no mapping
-        assert (pool.num_requests, pool.num_connections) == (2, 1)
+    stranger.status = 401
+    with (
+        override_settings(INFUSIONSOFT_API_URL=stranger.url),
+        credential.session() as session,
+    ):
+        session.get("v2/contacts", stream=stream).close()
+    first, second = stranger.ports_seen
+    assert first == second
 
 
 def test_credential_is_marked_when_keap_has_ended_the_grant(
