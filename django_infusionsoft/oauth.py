@@ -28,6 +28,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, Ne
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     ClientRejected,
+    ConfigurationError,
     GrantRejected,
     InfusionsoftError,
     OutcomeUnknown,
@@ -94,13 +95,20 @@ def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
     :param redirect_uri: exactly the one that the authorization URL had.
     :raises GrantRejected: the code is unknown, used or too old, or the redirect URI differs.
     :raises ClientRejected: the client id or secret is wrong.
+    :raises ConfigurationError: the server grants no refresh tokens.
     :raises TemporarilyUnavailable: no pair came; its subclass ``OutcomeUnknown`` where the
         request was sent. Either way the person has to start again: a code works once.
     """
     body = WebApplicationClient(client.client_id).prepare_request_body(
         code=code, redirect_uri=redirect_uri, client_secret=client.client_secret
     )
-    return _post(body, _NoAuth(), refused=_is_refused_code)
+    pair = _post(body, _NoAuth(), refused=_is_refused_code)
+    if pair.refresh_token is None:
+        raise ConfigurationError(
+            f"{urlsplit(conf.TOKEN_URL).hostname} gave no refresh token, and without one nothing "
+            f"can be kept connected: let the client and INFUSIONSOFT_SCOPE ask for it there."
+        )
+    return pair
 
 
 def refresh(client: Client, refresh_token: str) -> TokenPair:

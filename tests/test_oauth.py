@@ -225,6 +225,12 @@ def test_old_refresh_token_stays_when_the_reply_names_none(sandbox: Sandbox) -> 
     assert oauth.refresh(CLIENT, refresh_token(sandbox)).refresh_token is None
 
 
+def test_exchange_is_refused_when_the_server_grants_no_refresh_token(sandbox: Sandbox) -> None:
+    sandbox.plan(reply(refresh_token=None))
+    with pytest.raises(ConfigurationError, match="no refresh token"):
+        oauth.exchange_code(CLIENT, code="c", redirect_uri=REDIRECT_URI)
+
+
 def error(status: int, code: str, description: str = "") -> Fault:
     return faults.answer(status, {"error": code, "error_description": description})
 
