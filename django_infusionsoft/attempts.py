@@ -10,18 +10,18 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import Error
 from django.db.models import Case, CharField, F, Value, When
+from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft import history, oauth, signals, timing
 from django_infusionsoft.choices import EventKind, Outcome, Reason, Status
 from django_infusionsoft.conf import conf
-from django_infusionsoft.database import DatabaseNow, own_transaction
+from django_infusionsoft.database import DatabaseNow, own_transaction, persist
 from django_infusionsoft.exceptions import (
     ConfigurationError,
-    DatabaseBusy,
     DecryptionError,
     GrantRejected,
     InfusionsoftError,
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
 
 logger = logging.getLogger("django_infusionsoft")
-
-# A pair that Keap has handed out must be stored: some 30 seconds are waited for the database.
-STORE_RETRY_PAUSES: Final = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +61,30 @@ class Attempt:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An attempt whose outcome is in the database."""
+
+    attempt: Attempt
+    outcome: Outcome
+    error: InfusionsoftError | None = None
+    """What a caller has to be told; ``None`` where the credential has an access token now."""
+    kind: EventKind | None = None
+    """What the history tells of it."""
+
+
 def present(credential: Credential, lease: Lease) -> None:
     """Present the refresh token, and take over what comes of it.
 
     :raises InfusionsoftError: no new pair came; what this means is written down.
     """
-    _, error = settle(send(credential, lease))
-    if error is not None:
-        raise error
+    settled = settle(send(credential, lease))
+    tell(settled)
+    if settled.error is not None:
+        raise settled.error
 
 
+@sensitive_variables()
 def send(credential: Credential, lease: Lease) -> Attempt:
     """Present the refresh token once. Runs in threads, and so touches no database.
 
@@ -96,20 +107,70 @@ def send(credential: Credential, lease: Lease) -> Attempt:
     return Attempt(credential, lease, result, seconds, fingerprint, fraction)
 
 
-def settle(attempt: Attempt) -> tuple[Outcome, InfusionsoftError | None]:
-    """Write the outcome down and tell it; return it with what a caller has to be told."""
+def settle(attempt: Attempt) -> Settled:
+    """Write the outcome down.
+
+    What interrupts this (Ctrl-C, a time limit of Celery's) is raised once it is done: the reply
+    exists nowhere else.
+    """
+    try:
+        return _settle(attempt)
+    except Error:  # for which it has been tried for long enough
+        raise
+    except BaseException:
+        _settle(attempt)
+        raise
+
+
+def tell(settled: Settled) -> None:
+    """Write the event and send the signal; the log line comes with the event."""
+    if settled.kind is None:
+        return
+    attempt, result = settled.attempt, settled.attempt.result
+    credential = attempt.credential
+    history.record(
+        credential,
+        settled.kind,
+        outcome=settled.outcome,
+        reason=credential.reason,
+        detail=str(result) if isinstance(result, InfusionsoftError) else "",
+        **attempt.details,
+    )
+    _send_signal(settled, credential)
+
+
+def _send_signal(settled: Settled, credential: Credential) -> None:
+    sender = type(credential)
+    match settled.kind:
+        case EventKind.REFRESHED:
+            signals.credential_refreshed.send_robust(
+                sender=sender,
+                credential=credential,
+                generation=credential.generation,
+                duration_seconds=settled.attempt.seconds,
+            )
+        case EventKind.REAUTHORIZATION_REQUIRED:
+            signals.reauthorization_required.send_robust(
+                sender=sender, credential=credential, reason=credential.reason
+            )
+        case EventKind.REFRESH_FAILED:
+            signals.refresh_failed.send_robust(
+                sender=sender, credential=credential, exception=settled.error
+            )
+
+
+def _settle(attempt: Attempt) -> Settled:
     try:
         return _judge(attempt)
     except ReauthorizationRequired as gone:  # the row, while Keap was being asked
         logger.warning("reply_without_a_row credential=%s", attempt.credential.pk)
-        return Outcome.REJECTED, gone
+        return Settled(attempt, Outcome.REJECTED, gone)
 
 
-def _judge(attempt: Attempt) -> tuple[Outcome, InfusionsoftError | None]:
+def _judge(attempt: Attempt) -> Settled:
     match attempt.result:
         case oauth.TokenPair() as pair:
-            _store(attempt, pair)
-            return Outcome.OK, None
+            return _store(attempt, pair)
         case GrantRejected() as error:
             return _reject(attempt, error)
         case DecryptionError() as error:
@@ -121,58 +182,29 @@ def _judge(attempt: Attempt) -> tuple[Outcome, InfusionsoftError | None]:
         case InfusionsoftError() as error:
             outcome = Outcome.UNAVAILABLE
     _postpone(attempt, outcome, error)
-    _tell_failure(attempt, outcome, error)
-    return outcome, error
+    return Settled(attempt, outcome, error, EventKind.REFRESH_FAILED)
 
 
-def _store(attempt: Attempt, pair: oauth.TokenPair) -> None:
+def _store(attempt: Attempt, pair: oauth.TokenPair) -> Settled:
+    """Store the pair where the generation still matches."""
     credential = attempt.credential
-    if not _write_pair(attempt, pair):
-        look(credential)
-        if credential.access_token != pair.access_token:
-            history.record(credential, EventKind.LATE_REPLY_DROPPED, **attempt.details)
-            return
-    else:
-        _adopt(attempt, pair)
-    history.record(credential, EventKind.REFRESHED, outcome=Outcome.OK, **attempt.details)
-    signals.credential_refreshed.send_robust(
-        sender=type(credential),
-        credential=credential,
-        generation=credential.generation,
-        duration_seconds=attempt.seconds,
-    )
 
-
-def _write_pair(attempt: Attempt, pair: oauth.TokenPair) -> int:
-    """Store the pair where the generation still matches; persist while the database is away.
-
-    A write whose answer was lost finds nothing to do the second time: the caller looks whether
-    the pair in the row is this one.
-    """
-    credential = attempt.credential
-    alias = alias_of(credential)
-    columns = columns_for(pair, seed=str(credential), fraction=attempt.fraction, now=DatabaseNow())
-    for pause in STORE_RETRY_PAUSES:
-        try:
-            return _write(credential, columns)
-        except (OperationalError, InterfaceError, DatabaseBusy):
-            logger.exception("pair_not_stored_yet credential=%s", credential.pk)
-            if not connections[alias].in_atomic_block:
-                connections[alias].close()
-            time.sleep(pause)
-    try:
-        return _write(credential, columns)
-    except Exception:
-        logger.critical(
-            "pair_not_stored credential=%s account=%s", credential.pk, credential.account
+    def write() -> int:
+        columns = columns_for(
+            pair, seed=str(credential), fraction=attempt.fraction, now=DatabaseNow()
         )
-        raise
-
-
-def _write(credential: Credential, columns: dict[str, Any]) -> int:
-    with own_transaction(alias_of(credential)):
         same = row_of(credential).filter(generation=credential.generation)
         return same.update(generation=F("generation") + 1, **columns)
+
+    who = f"credential={credential.pk} account={credential.account}"
+    if persist(alias_of(credential), write, what=who):
+        _adopt(attempt, pair)
+        return Settled(attempt, Outcome.OK, kind=EventKind.REFRESHED)
+    look(credential)
+    # Ours, where only the answer to the write was lost.
+    is_ours = credential.access_token == pair.access_token
+    kind = EventKind.REFRESHED if is_ours else EventKind.LATE_REPLY_DROPPED
+    return Settled(attempt, Outcome.OK, kind=kind)
 
 
 def _adopt(attempt: Attempt, pair: oauth.TokenPair) -> None:
@@ -186,7 +218,7 @@ def _adopt(attempt: Attempt, pair: oauth.TokenPair) -> None:
         setattr(credential, name, value)
 
 
-def _reject(attempt: Attempt, error: GrantRejected) -> tuple[Outcome, InfusionsoftError | None]:
+def _reject(attempt: Attempt, error: GrantRejected) -> Settled:
     """Believe a rejection only if the generation has not moved and the lease is still ours."""
     credential, seen = attempt.credential, attempt.credential.generation
     with own_transaction(alias_of(credential)):
@@ -203,11 +235,12 @@ def _reject(attempt: Attempt, error: GrantRejected) -> tuple[Outcome, Infusionso
         )
     look(credential)
     if believed:
-        _tell_rejection(attempt, error)
-        return Outcome.REJECTED, needs_a_person(credential)
+        kind = EventKind.REAUTHORIZATION_REQUIRED
+        return Settled(attempt, Outcome.REJECTED, needs_a_person(credential), kind)
     if credential.generation != seen:
-        return Outcome.OK, None
-    return Outcome.UNAVAILABLE, RefreshInProgress(f"Another process is refreshing {credential}.")
+        return Settled(attempt, Outcome.OK)
+    busy = RefreshInProgress(f"Another process is refreshing {credential}.")
+    return Settled(attempt, Outcome.UNAVAILABLE, busy)
 
 
 def _postpone(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> None:
@@ -239,31 +272,3 @@ def needs_a_person(credential: Credential) -> ReauthorizationRequired:
 
 def _text(value: str) -> Value:
     return Value(str(value), output_field=CharField())
-
-
-def _tell_failure(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> None:
-    history.record(
-        attempt.credential,
-        EventKind.REFRESH_FAILED,
-        outcome=outcome,
-        detail=str(error),
-        **attempt.details,
-    )
-    signals.refresh_failed.send_robust(
-        sender=type(attempt.credential), credential=attempt.credential, exception=error
-    )
-
-
-def _tell_rejection(attempt: Attempt, error: GrantRejected) -> None:
-    credential = attempt.credential
-    history.record(
-        credential,
-        EventKind.REAUTHORIZATION_REQUIRED,
-        outcome=Outcome.REJECTED,
-        reason=credential.reason,
-        detail=str(error),
-        **attempt.details,
-    )
-    signals.reauthorization_required.send_robust(
-        sender=type(credential), credential=credential, reason=credential.reason
-    )

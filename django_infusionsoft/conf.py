@@ -49,7 +49,13 @@ def _fraction(value: Any) -> str:
 
 def _endpoint(value: Any) -> str:
     """Tokens travel to these addresses: TLS, or this machine (RFC 6749 section 3.2)."""
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+        is_plain = parts.username is None
+    except ValueError:
+        return "is not a URL"
+    if not is_plain:
+        return "must not hold a user name or a password"
     if parts.scheme == "https" and parts.hostname:
         return ""
     if parts.scheme == "http" and is_loopback(parts.hostname):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from django.db import Error, OperationalError, connections
+from django.db import (
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connections,
+    transaction,
+)
 from django.db.models.functions import Now
 
 from django_infusionsoft.exceptions import DatabaseBusy
@@ -14,6 +22,11 @@ from django_infusionsoft.exceptions import DatabaseBusy
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+T = TypeVar("T")
+
+logger = logging.getLogger("django_infusionsoft")
+
+RETRY_PAUSES: Final = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 10.0)
 # How long our own connection waits for a lock that the caller's transaction may hold: in that
 # case for ever.
 LOCK_TIMEOUT_SECONDS: Final = 5
@@ -46,8 +59,8 @@ def own_transaction(alias: str) -> Iterator[None]:
     connections[alias] = own
     try:
         own.set_autocommit(True)  # where the settings say otherwise
-        _limit_lock_waits(own)
-        yield
+        with _limited_lock_waits(own):
+            yield
     except OperationalError as error:
         raise DatabaseBusy(
             "This runs inside a transaction that keeps the database from being written by a "
@@ -55,7 +68,35 @@ def own_transaction(alias: str) -> Iterator[None]:
         ) from error
     finally:
         connections[alias] = current
-        _give_back(own)
+        own.close()
+
+
+def persist(alias: str, write: Callable[[], T], *, what: str) -> T:
+    """Let ``write`` commit on its own, and try again for half a minute while the database is away.
+
+    For what exists nowhere else. ``write`` must be harmless when it has reached the database
+    although its answer was lost.
+
+    :param what: whose loss it would be, for the log.
+    :raises Exception: what the last try raised; the log has a line ``pair_not_stored`` then.
+    """
+    try:
+        for pause in RETRY_PAUSES:
+            try:
+                with own_transaction(alias):
+                    return write()
+            except (OperationalError, InterfaceError, InternalError, DatabaseBusy):
+                if connections[alias].needs_rollback:
+                    raise  # a TestCase's transaction, which nothing can be written to any more
+                logger.exception("pair_not_stored_yet %s", what)
+                if not connections[alias].in_atomic_block:
+                    connections[alias].close()
+                time.sleep(pause)
+        with own_transaction(alias):
+            return write()
+    except BaseException:
+        logger.critical("pair_not_stored %s", what)
+        raise
 
 
 def _is_held_by_caller(connection: BaseDatabaseWrapper) -> bool:
@@ -67,20 +108,21 @@ def _is_held_by_caller(connection: BaseDatabaseWrapper) -> bool:
     return not connection.get_autocommit()
 
 
-def _limit_lock_waits(connection: BaseDatabaseWrapper) -> None:
-    statement = {
-        "postgresql": f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'",
-        "mysql": f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_SECONDS}",
-        "sqlite": f"PRAGMA busy_timeout = {LOCK_TIMEOUT_SECONDS * 1000}",
-    }.get(connection.vendor)
-    if statement:
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
+@contextmanager
+def _limited_lock_waits(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    if connection.vendor == "postgresql":
+        # Within a transaction: a pool would hand a session's limit on to somebody else.
+        with transaction.atomic(using=connection.alias):
+            _execute(connection, f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            yield
+        return
+    if connection.vendor == "mysql":
+        _execute(connection, f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_SECONDS}")
+    elif connection.vendor == "sqlite":
+        _execute(connection, f"PRAGMA busy_timeout = {LOCK_TIMEOUT_SECONDS * 1000}")
+    yield
 
 
-def _give_back(connection: BaseDatabaseWrapper) -> None:
-    if connection.connection is not None and connection.settings_dict["OPTIONS"].get("pool"):
-        # It lives on, for somebody who has not asked for our timeout.
-        with suppress(Error), connection.cursor() as cursor:
-            cursor.execute("RESET lock_timeout")
-    connection.close()
+def _execute(connection: BaseDatabaseWrapper, statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)

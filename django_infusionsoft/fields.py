@@ -73,6 +73,14 @@ class Ciphertext:
         return hash(self.value)
 
 
+def seal(text: str) -> Ciphertext:
+    """Return the text under the first key.
+
+    :raises ConfigurationError: there is no key.
+    """
+    return Ciphertext(get_cipher().encrypt(text.encode()).decode())
+
+
 class EncryptedAttribute(DeferredAttribute):
     """Decrypts on access. A data descriptor: without ``__set__`` the instance's dict would win."""
 
@@ -85,7 +93,7 @@ class EncryptedAttribute(DeferredAttribute):
     def __set__(self, instance: Model, value: object) -> None:
         # At once, and not when it is saved: a pickled or printed instance holds no plaintext.
         # An empty text is no secret: a new instance, such as a form's, needs no key.
-        sealed = self.field.encrypt(value) if value and isinstance(value, str) else value
+        sealed = seal(value) if value and isinstance(value, str) else value
         instance.__dict__[self.field.attname] = sealed
 
 
@@ -116,13 +124,6 @@ class EncryptedTextField(TextField):
         name, path, args, kwargs = super().deconstruct()
         del kwargs["editable"]
         return name, path, args, kwargs
-
-    def encrypt(self, value: str) -> Ciphertext:
-        """Return the text under the first key.
-
-        :raises ConfigurationError: there is no key.
-        """
-        return Ciphertext(get_cipher().encrypt(value.encode()).decode())
 
     def decrypt(self, ciphertext: Ciphertext) -> str:
         """Return the plaintext.
@@ -155,7 +156,7 @@ class EncryptedTextField(TextField):
     ) -> Any:
         value = value if prepared else self.get_prep_value(value)
         if isinstance(value, str):
-            value = self.encrypt(value)
+            value = seal(value)
         return value.value if isinstance(value, Ciphertext) else value
 
     def get_db_prep_save(self, value: Any, connection: BaseDatabaseWrapper) -> Any:

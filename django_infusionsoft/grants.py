@@ -10,13 +10,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django.db import IntegrityError, router, transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from django_infusionsoft import history, signals
 from django_infusionsoft.choices import EventKind
 from django_infusionsoft.conf import conf
-from django_infusionsoft.database import DatabaseNow, own_transaction
+from django_infusionsoft.database import DatabaseNow, persist
 from django_infusionsoft.oauth import TokenPair, normalize_account
 from django_infusionsoft.rows import columns_for
 
@@ -59,9 +59,23 @@ def store(
     imported: bool = False,
 ) -> Credential:
     """Write the pair into the row of its account, tell it, and return the credential."""
-    credential, created = _put(model, pair, application, user, expected)
+    alias = router.db_for_write(model)
+
+    def write() -> tuple[Credential, bool]:
+        return _put(model._base_manager.using(alias), pair, application, user, expected)
+
+    # A code works once: what it was exchanged for must outlive the caller's transaction. What is
+    # imported stays where it comes from, and belongs to the caller's.
+    credential, created = (
+        write() if imported else persist(alias, write, what=f"account={pair.account}")
+    )
     kind = EventKind.CONNECTED if created else EventKind.RECONNECTED
-    history.record(credential, EventKind.IMPORTED if imported else kind, user=user)
+    history.record(
+        credential,
+        EventKind.IMPORTED if imported else kind,
+        on_its_own=not imported,
+        user=user,
+    )
     signals.credential_connected.send_robust(
         sender=model, credential=credential, created=created, user=user
     )
@@ -69,45 +83,42 @@ def store(
 
 
 def _put(
-    model: type[Credential],
+    rows: QuerySet[Credential],
     pair: TokenPair,
     application: Application | None,
     user: AbstractBaseUser | None,
     expected: Credential | None,
 ) -> tuple[Credential, bool]:
-    """Return the credential that holds the pair now, and whether its row is new.
-
-    The write is committed on its own: a code works once, and a caller's rollback must not lose
-    what it was exchanged for.
-    """
-    alias = router.db_for_write(model)
-    rows = model._base_manager.using(alias)
+    """Return the credential that holds the pair now, and whether its row is new."""
     home, created = _home(pair, application, expected), False
     columns = columns_for(
         pair, seed=str(pair.account), fraction=conf.REFRESH_FRACTION, now=DatabaseNow()
     ) | {"connected_at": DatabaseNow(), "authorized_by_id": user.pk if user else None}
     overwrite = columns | {"generation": F("generation") + 1}
-    with own_transaction(alias):
-        if not rows.filter(home).update(**overwrite):
-            try:
-                with transaction.atomic(using=alias):
-                    row = rows.create(
-                        account=pair.account, application=application, generation=1, **columns
-                    )
-                home, created = Q(pk=row.pk), True
-            except IntegrityError:  # another callback for the same account was faster
-                if not rows.filter(home).update(**overwrite):
-                    raise
-        return rows.select_related("application").get(home), created
+    if not rows.filter(home).update(**overwrite):
+        try:
+            with transaction.atomic(using=rows.db):
+                row = rows.create(
+                    account=pair.account, application=application, generation=1, **columns
+                )
+            home, created = Q(pk=row.pk), True
+        except IntegrityError:  # another callback for the same account was faster
+            if not rows.filter(home).update(**overwrite):
+                raise
+    return rows.select_related("application").get(home), created
 
 
 def _home(pair: TokenPair, application: Application | None, expected: Credential | None) -> Q:
     """Return which row the pair belongs in, as far as anybody knows."""
     if pair.account is not None:
         return Q(account=pair.account, application=application)
-    if expected is not None and expected.account is None and expected.application == application:
+    if expected is not None and expected.account is None and _is_of(expected, application):
         return Q(pk=expected.pk)
     return Q(pk__in=[])
+
+
+def _is_of(credential: Credential, application: Application | None) -> bool:
+    return credential.application_id == (application.pk if application else None)
 
 
 def _token(value: object) -> str | None:

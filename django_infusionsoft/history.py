@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import Error, router, transaction
@@ -29,24 +31,32 @@ def fingerprint(refresh_token: str) -> str:
     return hashlib.sha256(refresh_token.encode()).hexdigest()[:12]
 
 
-def record(credential: Credential, kind: EventKind, **details: Any) -> None:
-    """Write one event and one log line, after the fact and on their own.
+def record(
+    credential: Credential, kind: EventKind, *, on_its_own: bool = True, **details: Any
+) -> None:
+    """Write one event and one log line, after the fact.
 
     What has happened has happened: a database that cannot take the event is logged, not raised.
 
+    :param on_its_own: apart from the caller's transaction, as what it tells of.
     :param details: fields of ``CredentialEvent``.
     """
     level = LEVELS.get(kind, logging.INFO)
     logger.log(level, "%s %s", kind.value, _fields(credential, details))
     try:
-        _write(credential, kind, details)
+        _write(credential, kind, details, own_transaction if on_its_own else nullcontext)
     except (Error, DatabaseBusy):
         logger.exception("event_not_written %s", _fields(credential, details))
 
 
-def _write(credential: Credential, kind: EventKind, details: dict[str, Any]) -> None:
+def _write(
+    credential: Credential,
+    kind: EventKind,
+    details: dict[str, Any],
+    context: Callable[[str], AbstractContextManager[Any]],
+) -> None:
     alias = router.db_for_write(type(credential), instance=credential)
-    with own_transaction(alias), transaction.atomic(using=alias):
+    with context(alias), transaction.atomic(using=alias):
         credential.events.using(alias).create(
             credential_id=credential.pk,
             kind=kind,

@@ -14,7 +14,7 @@ from django.db.models import Case, F, Q, QuerySet, When
 from django_infusionsoft.choices import Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow, own_transaction
-from django_infusionsoft.rows import alias_of, row_of
+from django_infusionsoft.rows import alias_of, look, row_of
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
@@ -41,6 +41,9 @@ def longest_call_seconds() -> float:
 
 def claim(credential: Credential) -> Lease | None:
     """Take the lease if the generation is the one seen and nobody's lease is alive."""
+    if "refresh_token" in credential.get_deferred_fields():
+        # Now, and not after the claim: it must be that of the generation that is claimed.
+        look(credential)
     lease = _new_lease()
     with own_transaction(alias_of(credential)):
         free = _free(row_of(credential)).filter(generation=credential.generation)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A run that is started every minute by beat or cron should not outlast the next few.
 RUN_TIME_LIMIT_SECONDS = 240.0
+# Who they are is asked one by one, and of servers that do not know; the others' turn will come.
+NAMELESS_OF_A_RUN = 5
 
 
 class ApplicationManager(models.Manager["Application"]):
@@ -163,6 +165,6 @@ class CredentialManager(models.Manager["Credential"]):
         alias = self._db or router.db_for_write(self.model)
         due = self.get_queryset().using(alias).due()
         run = refresh.refresh_due(due, time_limit_seconds=time_limit_seconds)
-        for credential in run.nameless:
+        for credential in run.nameless[:NAMELESS_OF_A_RUN]:
             credential.fetch_profile()
         return run

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db import models, transaction
+from django.db import models, router, transaction
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -55,14 +55,15 @@ class Application(models.Model):
         using: str | None = None,
         update_fields: Iterable[str] | None = None,
     ) -> None:
-        with transaction.atomic(using=using):
+        alias = using or router.db_for_write(type(self), instance=self)
+        with transaction.atomic(using=alias):
             if self.is_default:
-                others = type(self)._base_manager.using(using).exclude(pk=self.pk)
+                others = type(self)._base_manager.using(alias).exclude(pk=self.pk)
                 others.filter(is_default=True).update(is_default=False)
             super().save(
                 force_insert=force_insert,
                 force_update=force_update,
-                using=using,
+                using=alias,
                 update_fields=update_fields,
             )
 

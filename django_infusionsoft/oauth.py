@@ -19,6 +19,7 @@ from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
 import requests
+from django.views.decorators.debug import sensitive_variables
 from oauthlib.oauth2 import WebApplicationClient
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
@@ -41,9 +42,9 @@ MAX_REPLY_BYTES: Final = 256 * 1024
 # costs one refresh too many, and a long one would hand out dead access tokens.
 DEFAULT_LIFETIME_SECONDS: Final = 3600
 MAX_LIFETIME_SECONDS: Final = 366 * 86_400
-# A pause after which a gateway may have closed a kept-alive connection. A refresh sent into a
-# closing connection may be lost with its answer, so it goes over a new one.
-MAX_IDLE_SECONDS: Final = 15.0
+# A gateway may close a kept-alive connection that was idle for long, and a refresh sent into a
+# closing connection may be lost with its answer. None gets old enough to have been idle longer.
+MAX_AGE_SECONDS: Final = 15.0
 
 FORM_HEADERS: Final = {
     "Accept": "application/json",
@@ -89,6 +90,7 @@ def authorization_url(client: Client, *, redirect_uri: str, state: str) -> str:
     return urlsplit(url)._replace(scheme=endpoint.scheme).geturl()
 
 
+@sensitive_variables()
 def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
     """Exchange an authorization code for a pair; id and secret travel in the body.
 
@@ -111,6 +113,7 @@ def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
     return pair
 
 
+@sensitive_variables()
 def refresh(client: Client, refresh_token: str) -> TokenPair:
     """Present ``refresh_token`` once (RFC 6749 section 6); Basic authentication, no other fields.
 
@@ -164,7 +167,7 @@ class _Connections:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._adapter: HTTPAdapter | None = None
-        self._used_at = 0.0
+        self._made_at = 0.0
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
@@ -176,15 +179,16 @@ class _Connections:
     def adapter(self) -> HTTPAdapter:
         with self._lock:
             now = time.monotonic()
-            if self._adapter is None or now - self._used_at > MAX_IDLE_SECONDS:
+            if self._adapter is None or now - self._made_at > MAX_AGE_SECONDS:
                 self._adapter = HTTPAdapter(pool_maxsize=conf.REFRESH_CONCURRENCY, max_retries=0)
-            self._used_at = now
+                self._made_at = now
             return self._adapter
 
 
 _connections = _Connections()
 
 
+@sensitive_variables()
 def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> TokenPair:
     # No scope on this session: a reply whose scope differs would raise (oauthlib).
     session = _Session()
@@ -209,6 +213,7 @@ def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> 
     return _judge(response, content, refused)
 
 
+@sensitive_variables()
 def _read(response: requests.Response, deadline: float) -> bytes:
     content = b""
     # What has come so far at a time: whole chunks of a dripping body would take for ever.
@@ -258,10 +263,16 @@ def _judge(
             f"Keap refused the client itself (HTTP {response.status_code}): check the client id "
             f"and the client secret."
         )
+    if re.search("redirect.?uri", description, re.IGNORECASE):
+        raise ConfigurationError(
+            "Keap refused the redirect URI: it must be the same, to the letter, in both requests. "
+            "Set INFUSIONSOFT_REDIRECT_URI to the address of the callback view."
+        )
     if response.status_code == 400 and refused(error, description):
         reason = "expired" if re.search(r"\bexpired\b", description, re.IGNORECASE) else ""
         raise GrantRejected("Keap refused the grant: it has ended or was used.", reason=reason)
-    if response.ok and reply and not error:
+    if response.ok and not error and content.lstrip().startswith(b"{"):
+        # Perhaps cut off: what it was meant to say may have cost the refresh token.
         raise OutcomeUnknown("Keap answered with success and without usable tokens.")
     raise _unavailable(response, f"error {error!r}" if error else "no token reply")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,18 +10,21 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
-from django.db import IntegrityError, transaction
+from django.db import Error, IntegrityError, transaction
 from django.db.models import F
 
 from django_infusionsoft import history
 from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.database import own_transaction
-from django_infusionsoft.exceptions import InfusionsoftError
+from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError
 from django_infusionsoft.oauth import normalize_account
 from django_infusionsoft.rows import alias_of, is_leased, row_of
+from django_infusionsoft.sessions import BearerAuth
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
+
+logger = logging.getLogger("django_infusionsoft")
 
 # A person waits for this; what does not come at once is asked for another time.
 TIMEOUT_SECONDS: Final = 10
@@ -60,6 +64,8 @@ def fetch(credential: Credential) -> Profile:
     company: Mapping[str, Any] = {}
     tenants: list[str] = []
     with credential.session() as session, suppress(requests.RequestException, InfusionsoftError):
+        # A name is not worth a refresh.
+        session.auth = BearerAuth(credential, survives_401=False)
         user = _get(session, "v2/oauth/connect/userinfo", tenants) or _get(
             session, "v1/oauth/connect/userinfo", tenants
         )
@@ -88,10 +94,14 @@ def update(credential: Credential) -> Credential:
     }
     for name, value in told.items():
         setattr(credential, name, value)
-    if credential.account is None and profile.account is not None:
-        return _identify(credential, profile.account, told)
-    if told:
-        row_of(credential).update(**told)
+    try:
+        if credential.account is None and profile.account is not None:
+            return _identify(credential, profile.account, told)
+        if told:
+            row_of(credential).update(**told)
+    except (Error, DatabaseBusy):
+        # Best effort, in the middle of more important things.
+        logger.exception("profile_not_stored credential=%s", credential.pk)
     return credential
 
 
@@ -167,5 +177,6 @@ def _get(session: requests.Session, path: str, tenants: list[str]) -> Mapping[st
 
 def _text(*values: object) -> str:
     """Return the first that is text, as far as every database can hold it."""
-    texts = (value.replace("\0", "").strip() for value in values if isinstance(value, str))
+    strings = [value for value in values if isinstance(value, str)]
+    texts = (text.encode(errors="ignore").decode().replace("\0", "").strip() for text in strings)
     return next(filter(None, texts), "")[:200]

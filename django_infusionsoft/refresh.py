@@ -15,7 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
-from django_infusionsoft.attempts import needs_a_person, present, send, settle
+from django.utils import timezone
+
+from django_infusionsoft.attempts import Settled, needs_a_person, present, send, settle, tell
 from django_infusionsoft.choices import Outcome, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
@@ -48,12 +50,12 @@ class Run:
     unavailable: int = 0
     unknown: int = 0
     unreadable: int = 0
-    nameless: list[Credential] = field(default_factory=list)
+    nameless: list[Credential] = field(default_factory=list, init=False)
     """Refreshed, and of an account that Keap has not told."""
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts by outcome."""
-        return {each.name: getattr(self, each.name) for each in fields(self)[:-1]}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.init}
 
     @property
     def went_well(self) -> bool:
@@ -87,13 +89,19 @@ def ensure_access_token(credential: Credential) -> None:
     look(credential)
     if credential.has_fresh_access_token:
         return
-    if not credential.has_living_access_token:
+    is_alive = credential.has_living_access_token
+    if credential.status == Status.CONNECTED and (pause := _seconds_to_wait(credential)):
+        if is_alive:
+            return
+        credential.refresh_token  # noqa: B018  # a wrong key is nothing that passes
+        raise TemporarilyUnavailable(credential.last_error, retry_after=pause)
+    if not is_alive:
         refresh(credential)
-    elif credential.failures == 0:
-        # Who refreshes ahead of time risks nothing: a failure is told, and the run tries again.
-        with suppress(InfusionsoftError):
-            if lease := claim(credential):
-                present(credential, lease)
+        return
+    # Who refreshes ahead of time risks nothing: a failure is told, and the run tries again.
+    with suppress(InfusionsoftError):
+        if lease := claim(credential):
+            present(credential, lease)
 
 
 def refresh_due(due: CredentialQuerySet, *, time_limit_seconds: float) -> Run:
@@ -112,7 +120,8 @@ def refresh_due(due: CredentialQuerySet, *, time_limit_seconds: float) -> Run:
             lease, batch = claim_batch(due, size)
             if not batch:
                 break
-            for credential, outcome in _refresh_batch(pool, lease, batch):
+            for settled in _refresh_batch(pool, lease, batch):
+                credential, outcome = settled.attempt.credential, settled.outcome
                 run.count(outcome)
                 if outcome == Outcome.OK and credential.account is None:
                     run.nameless.append(credential)
@@ -123,6 +132,13 @@ def refresh_due(due: CredentialQuerySet, *, time_limit_seconds: float) -> Run:
             size = conf.REFRESH_CONCURRENCY
     logger.info("run_finished %s", " ".join(f"{k}={v}" for k, v in run.as_dict().items()))
     return run
+
+
+def _seconds_to_wait(credential: Credential) -> float:
+    """Return how long Keap is to be left alone after a failure; 0 where it is not."""
+    if not credential.failures or credential.refresh_at is None:
+        return 0.0
+    return max(0.0, (credential.refresh_at - timezone.now()).total_seconds())
 
 
 def _wait_for_other(credential: Credential) -> Lease | None:
@@ -163,22 +179,22 @@ def _polls() -> Iterator[float]:
 
 def _refresh_batch(
     pool: ThreadPoolExecutor, lease: Lease, batch: list[Credential]
-) -> list[tuple[Credential, Outcome]]:
-    """Refresh side by side.
+) -> list[Settled]:
+    """Refresh side by side: store every pair as it arrives, and tell all of them afterwards.
 
     What breaks down or interrupts us is raised in the end: the other replies exist nowhere else.
     """
     calls = [pool.submit(send, credential, lease) for credential in batch]
-    settled: list[tuple[Credential, Outcome]] = []
+    all_settled: list[Settled] = []
     troubles: list[BaseException] = []
     while calls:
         try:
             calls.remove(call := next(as_completed(calls)))
-            attempt = call.result()
-            outcome, _ = settle(attempt)
-            settled.append((attempt.credential, outcome))
+            all_settled.append(settle(call.result()))
         except BaseException as error:  # noqa: BLE001
             troubles.append(error)
+    for settled in all_settled:
+        tell(settled)
     if troubles:
         raise max(troubles, key=lambda trouble: not isinstance(trouble, Exception))
-    return settled
+    return all_settled

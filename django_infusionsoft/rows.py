@@ -12,6 +12,7 @@ from django_infusionsoft import oauth, timing
 from django_infusionsoft.choices import Status
 from django_infusionsoft.database import DatabaseNow, own_transaction
 from django_infusionsoft.exceptions import ReauthorizationRequired
+from django_infusionsoft.fields import seal
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
@@ -71,7 +72,7 @@ def columns_for(
     seconds_left = pair.seconds_left
     delay = timing.refresh_delay(seconds_left, fraction=fraction, seed=seed, now=datetime.now(UTC))
     columns: dict[str, Any] = {
-        "access_token": pair.access_token,
+        "access_token": seal(pair.access_token),
         "issued_at": now,
         "expires_at": now + timedelta(seconds=seconds_left),
         "refresh_at": now + timedelta(seconds=delay),
@@ -84,5 +85,5 @@ def columns_for(
         "lease_id": "",
     }
     if pair.refresh_token is not None:
-        columns["refresh_token"] = pair.refresh_token
+        columns["refresh_token"] = seal(pair.refresh_token)
     return columns

@@ -24,17 +24,23 @@ class BearerAuth(AuthBase):
 
     A 401 does not mean that the grant has ended (keap-facts 7): the row is read again, the pair is
     refreshed at most once, and the request is repeated once, unless its body cannot be sent twice.
+    Where a new access token is rejected as well it is not about that, and nothing is refreshed.
+
+    :param survives_401: without it a 401 is left as it is.
     """
 
-    def __init__(self, credential: Credential) -> None:
+    def __init__(self, credential: Credential, *, survives_401: bool = True) -> None:
         self._credential = credential
+        self._survives_401 = survives_401
+        self._rejected_when_new = ""
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
         access_token = self._credential.get_access_token()
         r.headers["Authorization"] = f"Bearer {access_token}"
-        r.register_hook(  # type: ignore[no-untyped-call]
-            "response", self._repeat_after(access_token)
-        )
+        if self._survives_401 and access_token != self._rejected_when_new:
+            r.register_hook(  # type: ignore[no-untyped-call]
+                "response", self._repeat_after(access_token)
+            )
         return r
 
     def _repeat_after(self, rejected: str) -> Callable[..., requests.Response]:
@@ -55,6 +61,8 @@ class BearerAuth(AuthBase):
                 rewind_body(again)
             repeated = response.connection.send(again, **kwargs)
             repeated.history.append(response)
+            if repeated.status_code == 401:
+                self._rejected_when_new = access_token
             return repeated
 
         return handle

@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from django.contrib import messages
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.mixins import PermissionRequiredMixin
+from django.db import Error as DatabaseError
 from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.http import (
@@ -359,13 +360,10 @@ class CallbackView(KeapView):
     def _exchange(self, code: str, pending: Pending) -> Credential:
         try:
             application = _application_of(pending)
-            client = _usable_client(application)
+            client, expected = _usable_client(application), _expected_of(pending)
             pair = oauth.exchange_code(client, code=code, redirect_uri=pending.redirect_uri)
             return Credential.objects.connect(
-                pair,
-                application=application,
-                user=self.user,
-                expected=_expected_of(pending),
+                pair, application=application, user=self.user, expected=expected
             )
         except GrantRejected as error:
             raise Problem(
@@ -378,6 +376,13 @@ class CallbackView(KeapView):
             raise _misconfigured(error, pending) from error
         except TemporarilyUnavailable as error:
             raise _unavailable(pending, error) from error
+        except DatabaseError as error:
+            raise Problem(
+                _("The connection could not be stored"),
+                _("The database did not take it: start again in a few minutes."),
+                status=503,
+                pending=pending,
+            ) from error
 
     def _parameter(self, name: str) -> str:
         """Return the value; empty where it is missing or repeated (RFC 6749 section 3.1)."""
@@ -398,8 +403,9 @@ def _is_id(value: str) -> bool:
 
 
 def _usable_client(application: Application | None) -> oauth.Client:
-    # A pair that nobody can encrypt would be lost: better found out before there is one.
+    # What a pair needs to be stored: better found missing before there is one.
     get_cipher()
+    conf.REFRESH_FRACTION  # noqa: B018
     return client_of(application)
 
 

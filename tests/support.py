@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from django.db import connections
+from django.db import OperationalError, connection, connections
 from django.dispatch import Signal
 
 T = TypeVar("T")
@@ -38,3 +38,24 @@ def threads(count: int) -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
 
     with ThreadPoolExecutor(count) as pool:
         yield lambda function: pool.submit(closing, function)
+
+
+@contextmanager
+def failing_updates(*messages: str, written: bool = False) -> Iterator[list[str]]:
+    """Let the next ``UPDATE`` of a credential fail for each message, as a lost database does.
+
+    :param written: only the answer is lost; the row has been written.
+    :returns: the messages that nobody has met yet.
+    """
+    left = list(messages)
+
+    def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        is_ours = sql.startswith("UPDATE") and "django_infusionsoft_credential" in sql
+        if not is_ours or not left:
+            return execute(sql, params, many, context)
+        if written:
+            execute(sql, params, many, context)
+        raise OperationalError(left.pop(0))
+
+    with connection.execute_wrapper(wrapper):
+        yield left

@@ -70,3 +70,12 @@ def test_url_is_refused_when_tokens_would_travel_in_the_clear(name: str, url: st
 def test_url_is_taken_when_it_is_tls_or_this_machine(url: str) -> None:
     with override_settings(INFUSIONSOFT_TOKEN_URL=url):
         assert url == conf.TOKEN_URL
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "https://ann:secret@keap.example/token"])
+def test_url_is_refused_when_it_is_none_or_holds_a_password(url: str) -> None:
+    with (
+        override_settings(INFUSIONSOFT_TOKEN_URL=url),
+        pytest.raises(ConfigurationError, match="INFUSIONSOFT_TOKEN_URL"),
+    ):
+        conf.TOKEN_URL  # noqa: B018

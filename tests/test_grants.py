@@ -350,3 +350,30 @@ def test_database_takes_many_rows_whose_account_is_not_known(application: Applic
     for own in (None, None, application, application):
         Credential.objects.create(**fields(application=own, account=None))
     assert Credential.objects.count() == 4
+
+
+def test_import_belongs_to_the_callers_transaction(deferred: None, sandbox: Sandbox) -> None:
+    reply = sandbox.issue("ab123")
+    with transaction.atomic():
+        application = Application.objects.create(name="new", client_id="new", client_secret="new")
+        credential = Credential.objects.import_tokens(
+            account="ab123",
+            access_token=reply["access_token"],
+            refresh_token=reply["refresh_token"],
+            expires_at=timezone.now(),
+            application=application,
+        )
+    assert [event.kind for event in credential.events.all()] == ["imported"]
+
+
+def test_import_is_undone_when_the_caller_rolls_back(deferred: None, sandbox: Sandbox) -> None:
+    reply = sandbox.issue("ab123")
+    with transaction.atomic():
+        Credential.objects.import_tokens(
+            account="ab123",
+            access_token=reply["access_token"],
+            refresh_token=reply["refresh_token"],
+            expires_at=timezone.now(),
+        )
+        transaction.set_rollback(True)
+    assert not Credential.objects.exists()

@@ -116,10 +116,10 @@ def test_connection_is_used_again_by_the_next_call_and_by_other_threads() -> Non
     assert requests[0]["client"] == requests[1]["client"]
 
 
-def test_connection_is_not_used_again_when_it_has_been_idle(
+def test_connection_is_not_used_again_when_it_is_old(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(oauth, "MAX_IDLE_SECONDS", 0)
+    monkeypatch.setattr(oauth, "MAX_AGE_SECONDS", 0)
     with recorder() as requests:
         oauth.refresh(CLIENT, "one")
         oauth.refresh(CLIENT, "two")
@@ -283,6 +283,7 @@ OUTCOMES: dict[str, tuple[Fault, type[InfusionsoftError]]] = {
     "drop midway": (faults.drop_midway(), OutcomeUnknown),
     "reset after rotating": (faults.drop_after(is_reset=True), OutcomeUnknown),
     # Success without a pair: it may have been spent
+    "200 cut off": (faults.answer(200, '{"access_token": "Zx81", "refr'), OutcomeUnknown),
     "200 access token empty": (reply(access_token=" "), OutcomeUnknown),
     "200 access token missing": (reply(access_token=None), OutcomeUnknown),
     "200 access token a number": (reply(access_token=5), OutcomeUnknown),
@@ -386,7 +387,7 @@ def test_nothing_is_sent_when_the_url_is_plain_http() -> None:
     ("fault", "expected"),
     [
         (error(400, "invalid_request", "Invalid Authorization Code"), GrantRejected),
-        (error(400, "invalid_request", "Invalid redirect_uri"), GrantRejected),
+        (error(400, "invalid_request", "Invalid redirect_uri : x"), ConfigurationError),
         (error(400, "invalid_grant"), GrantRejected),
         (error(401, "invalid_client"), ClientRejected),
         (faults.error_502(), TemporarilyUnavailable),

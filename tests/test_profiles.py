@@ -12,7 +12,7 @@ from django_infusionsoft import leases, profiles
 from django_infusionsoft.models import Credential
 from django_infusionsoft.oauth import TokenPair
 from django_infusionsoft.sandbox import Sandbox, faults
-from tests.support import threads
+from tests.support import failing_updates, threads
 
 Connect = Callable[..., Credential]
 OTHER_KEY = "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItb3Q="
@@ -166,12 +166,26 @@ def test_nothing_is_raised_when_the_api_refuses_every_access_token(
     assert row(credential).status == "connected"
 
 
-def test_nothing_is_raised_when_keap_has_ended_the_grant(
+def test_name_is_not_worth_a_refresh_when_keap_refuses_the_access_token(
     sandbox: Sandbox, credential: Credential
 ) -> None:
-    sandbox.revoke("ab123")
+    sandbox.revoke_access_tokens("ab123")
     assert credential.fetch_profile() is credential
-    assert row(credential).status == "reauthorization_required"
+    assert sandbox.token_requests == []
+
+
+def test_connection_stands_when_the_profile_cannot_be_stored(
+    transactional_db: None, credential: Credential, caplog: pytest.LogCaptureFixture
+) -> None:
+    with failing_updates("gone"):
+        assert credential.fetch_profile() is credential
+    assert "profile_not_stored" in caplog.text
+
+
+def test_name_is_stored_as_far_as_it_is_text(sandbox: Sandbox, credential: Credential) -> None:
+    sandbox.plan(faults.answer(200, '{"name": "Bak\\ud800ery"}'), endpoint="api", times=None)
+    credential.fetch_profile()
+    assert row(credential).account_name == "Bakery"
 
 
 def test_nothing_is_raised_when_the_credential_is_deleted_meanwhile(

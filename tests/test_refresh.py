@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, OperationalError, connection, transaction
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 from django.utils import timezone
+from django.views.debug import ExceptionReporter
 
 from django_infusionsoft import attempts, leases, rows, signals
 from django_infusionsoft.exceptions import (
@@ -24,7 +25,7 @@ from django_infusionsoft.exceptions import (
 from django_infusionsoft.history import fingerprint
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox, faults
-from tests.support import received
+from tests.support import failing_updates, received
 
 Connect = Callable[..., Credential]
 OTHER_KEY = "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItb3Q="
@@ -152,9 +153,40 @@ def test_living_access_token_is_served_when_the_early_refresh_fails(
     credential = connect(seconds_left=200)
     Credential.objects.update(issued_at=timezone.now() - timedelta(hours=23))
     sandbox.plan(fault)
-    old = row(credential).access_token
-    assert row(credential).get_access_token() == old
-    assert row(credential).get_access_token() == old or fault.reply is not None
+    assert row(credential).get_access_token() == credential.access_token
+    assert len(sandbox.token_requests) == 1
+
+
+def test_keap_is_left_alone_after_a_failure_while_the_access_token_lives(
+    sandbox: Sandbox, connect: Connect
+) -> None:
+    credential = connect(seconds_left=200)
+    Credential.objects.update(issued_at=timezone.now() - timedelta(hours=23))
+    sandbox.plan(faults.error_503())
+    for _ in range(3):
+        assert row(credential).get_access_token() == credential.access_token
+    assert len(sandbox.token_requests) == 1
+
+
+@pytest.mark.parametrize("fault", [faults.throttled(600), faults.drop_after()])
+def test_keap_is_left_alone_after_a_failure_when_the_access_token_has_ended(
+    sandbox: Sandbox, expired: Credential, fault: faults.Fault
+) -> None:
+    sandbox.plan(fault)
+    for _ in range(3):
+        with pytest.raises(TemporarilyUnavailable):
+            row(expired).get_access_token()
+    assert sandbox.presentations(expired.refresh_token) == 1
+
+
+def test_caller_is_told_when_to_try_again(sandbox: Sandbox, expired: Credential) -> None:
+    sandbox.plan(faults.throttled(600))
+    with pytest.raises(TemporarilyUnavailable):
+        expired.get_access_token()
+    with pytest.raises(TemporarilyUnavailable) as caught:
+        expired.get_access_token()
+    assert caught.value.retry_after is not None
+    assert 590 < caught.value.retry_after <= 600
 
 
 def test_living_access_token_is_served_at_once_while_another_refreshes(
@@ -328,6 +360,7 @@ def test_all_is_well_again_when_keap_is_back(sandbox: Sandbox, expired: Credenti
     sandbox.plan(faults.error_503())
     with pytest.raises(TemporarilyUnavailable):
         expired.get_access_token()
+    Credential.objects.update(refresh_at=timezone.now())  # the pause is over
     assert expired.get_access_token()
     assert (row(expired).failures, row(expired).last_error) == (0, "")
 
@@ -404,39 +437,118 @@ def test_error_says_so_when_the_row_is_gone(sandbox: Sandbox, expired: Credentia
 # After the reply
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry the database at once, and three times."""
+    monkeypatch.setattr("django_infusionsoft.database.RETRY_PAUSES", (0, 0, 0))
+
+
 def test_pair_is_stored_when_the_database_comes_back(
-    sandbox: Sandbox, credential: Credential, monkeypatch: pytest.MonkeyPatch
+    transactional_db: None, sandbox: Sandbox, credential: Credential, impatient: None
 ) -> None:
-    write, failures = attempts._write, [OperationalError("gone"), OperationalError("gone")]  # noqa: SLF001
-
-    def fail_twice(*args: Any) -> int:
-        if failures:
-            raise failures.pop()
-        return write(*args)
-
-    monkeypatch.setattr(attempts, "_write", fail_twice)
-    monkeypatch.setattr(attempts, "STORE_RETRY_PAUSES", (0, 0, 0))
-    credential.refresh()
+    lease = leases.claim(credential)
+    assert lease
+    with failing_updates("gone", "read-only", "gone"):
+        attempts.present(credential, lease)
     (grant,) = sandbox.live_grants
     assert row(credential).refresh_token == grant.refresh_token
 
 
 def test_pair_counts_as_stored_when_only_the_answer_to_the_write_was_lost(
-    sandbox: Sandbox, credential: Credential, monkeypatch: pytest.MonkeyPatch
+    transactional_db: None, credential: Credential, impatient: None
 ) -> None:
-    write, answers = attempts._write, ["lost"]  # noqa: SLF001
-
-    def lose_one_answer(*args: Any) -> int:
-        written = write(*args)
-        if answers.pop(0) if answers else "":
-            raise OperationalError("gone")
-        return written
-
-    monkeypatch.setattr(attempts, "_write", lose_one_answer)
-    monkeypatch.setattr(attempts, "STORE_RETRY_PAUSES", (0,))
-    credential.refresh()
-    assert row(credential).generation == credential.generation == 2
+    lease = leases.claim(credential)
+    assert lease
+    with failing_updates("gone", written=True):
+        attempts.present(credential, lease)
+    assert row(credential).generation == 2
+    assert row(credential).access_token == credential.access_token
     assert kinds(credential)[-1] == "refreshed"
+
+
+def test_log_is_loudest_and_shows_no_secret_when_the_database_stays_away(
+    transactional_db: None,
+    sandbox: Sandbox,
+    credential: Credential,
+    impatient: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lease = leases.claim(credential)
+    assert lease
+    with failing_updates(*["gone"] * 4), pytest.raises(OperationalError):
+        attempts.present(credential, lease)
+    (grant,) = sandbox.live_grants
+    assert "CRITICAL" in {record.levelname for record in caplog.records}
+    assert grant.refresh_token not in caplog.text
+
+
+def test_pair_is_stored_when_the_write_is_interrupted(
+    transactional_db: None, sandbox: Sandbox, credential: Credential
+) -> None:
+    lease = leases.claim(credential)
+    assert lease
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupt(execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith("UPDATE") and interrupts:
+            raise interrupts.pop()
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(interrupt), pytest.raises(KeyboardInterrupt):
+        attempts.present(credential, lease)
+    (grant,) = sandbox.live_grants
+    assert row(credential).refresh_token == grant.refresh_token
+
+
+def test_error_report_shows_no_secret_when_the_pair_cannot_be_stored(
+    transactional_db: None, sandbox: Sandbox, credential: Credential, impatient: None
+) -> None:
+    lease, presented = leases.claim(credential), credential.refresh_token
+    assert lease
+    request = RequestFactory().get("/")
+    with failing_updates(*["gone"] * 4):
+        try:
+            attempts.present(credential, lease)
+        except OperationalError as error:
+            assert error.__traceback__
+            ours = error.__traceback__.tb_next  # without this test's own variables
+            report = ExceptionReporter(request, type(error), error, ours).get_traceback_html()
+    (grant,) = sandbox.live_grants
+    assert "OperationalError" in report
+    for secret in (presented, grant.refresh_token, credential.access_token, "sandbox-secret"):
+        assert secret not in report
+
+
+def test_every_pair_of_a_batch_is_stored_before_anything_is_told(
+    sandbox: Sandbox, connect: Connect
+) -> None:
+    for account in ("ab123", "cd456", "ef789"):
+        connect(account, seconds_left=-1)
+    unstored: list[int] = []
+
+    def receiver(**kwargs: Any) -> None:
+        live = {grant.refresh_token for grant in sandbox.live_grants}
+        unstored.append(len(live - {each.refresh_token for each in Credential.objects.all()}))
+
+    signals.credential_refreshed.connect(receiver)
+    try:
+        Credential.objects.refresh_due()
+    finally:
+        signals.credential_refreshed.disconnect(receiver)
+    assert unstored == [0, 0, 0]
+
+
+def test_generation_that_is_claimed_is_the_one_that_is_presented(
+    sandbox: Sandbox, credential: Credential, connect: Connect
+) -> None:
+    """Whoever lists credentials leaves the secrets out, and reads them when they are used."""
+    deferred = Credential.objects.defer("access_token", "refresh_token").get()
+    lease = leases.claim(deferred)
+    assert lease
+    again = connect()
+    attempts.present(deferred, lease)
+    assert sandbox.presentations(again.refresh_token) == 0
+    assert row(credential).access_token == again.access_token
 
 
 def test_refresh_succeeds_when_the_event_cannot_be_written(

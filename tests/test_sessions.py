@@ -372,6 +372,16 @@ def test_second_401_is_returned_after_one_refresh_and_one_repeat(
     assert outcomes(sandbox) == ["rotated"]
 
 
+def test_pair_is_refreshed_once_when_the_api_says_401_to_everything(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    sandbox.plan(**unauthorized(None))
+    session = credential.session()
+    for _ in range(5):
+        assert session.get("v2/contacts").status_code == 401
+    assert len(sandbox.token_requests) == 1
+
+
 def test_second_401_is_returned_when_the_newer_access_token_is_refused_too(
     sandbox: Sandbox, credential: Credential
 ) -> None:

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
-from tests.support import threads
+from tests.support import failing_updates, threads
 from tests.visits import HERE, depart, parameter, travel, user_who_may, visitor
 
 pytestmark = pytest.mark.django_db
@@ -208,6 +208,25 @@ def test_round_trip_ends_where_next_says_with_a_message(client: Client, sandbox:
 
 def test_page_without_next_leaves_no_message_for_later(client: Client, sandbox: Sandbox) -> None:
     assert messages_of(travel(client, sandbox)) == []
+
+
+def test_pair_is_stored_when_the_database_fails_for_a_moment(
+    transactional_db: None, client: Client, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_infusionsoft.database.RETRY_PAUSES", (0,))
+    callback = sandbox.authorize(depart(client))
+    with failing_updates("gone"):
+        assert client.get(callback).status_code == 200
+    assert Credential.objects.for_account("ab123").generation == 1
+
+
+def test_page_says_so_when_the_pair_cannot_be_stored(
+    transactional_db: None, client: Client, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_infusionsoft.database.RETRY_PAUSES", ())
+    callback = sandbox.authorize(depart(client))
+    with failing_updates("gone"):
+        assert_problem(client.get(callback), 503, "could not be stored", "start again")
 
 
 @pytest.mark.parametrize("scope", ["full", "absent"])
