@@ -12,7 +12,7 @@ from django.core.checks import CheckMessage, Error
 from django_infusionsoft.conf import SETTINGS, conf
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
-from django_infusionsoft.leases import longest_call_seconds
+from django_infusionsoft.transport import longest_call_seconds
 
 
 def check_encryption_keys(**kwargs: Any) -> list[CheckMessage]:

@@ -15,6 +15,7 @@ from django_infusionsoft.choices import Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow, own_transaction
 from django_infusionsoft.rows import alias_of, look, row_of
+from django_infusionsoft.transport import longest_call_seconds
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
@@ -32,11 +33,6 @@ class Lease:
     def allows_sending(self) -> bool:
         """Whether the longest possible HTTP call still ends within the lease."""
         return time.monotonic() + longest_call_seconds() < self.ends_at
-
-
-def longest_call_seconds() -> float:
-    """Return how long one call of the token endpoint can take."""
-    return conf.CONNECT_TIMEOUT_SECONDS + 2 * conf.READ_TIMEOUT_SECONDS
 
 
 def claim(credential: Credential) -> Lease | None:

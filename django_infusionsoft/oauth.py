@@ -7,9 +7,7 @@ apart by what became of the grant. Nothing here repeats a request or follows a r
 from __future__ import annotations
 
 import json
-import os
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,11 +19,11 @@ from urllib.parse import urlsplit
 import requests
 from django.views.decorators.debug import sensitive_variables
 from oauthlib.oauth2 import WebApplicationClient
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
 
+from django_infusionsoft import transport
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     ClientRejected,
@@ -42,9 +40,6 @@ MAX_REPLY_BYTES: Final = 256 * 1024
 # costs one refresh too many, and a long one would hand out dead access tokens.
 DEFAULT_LIFETIME_SECONDS: Final = 3600
 MAX_LIFETIME_SECONDS: Final = 366 * 86_400
-# A gateway may close a kept-alive connection that was idle for long, and a refresh sent into a
-# closing connection may be lost with its answer. None gets old enough to have been idle longer.
-MAX_AGE_SECONDS: Final = 15.0
 
 FORM_HEADERS: Final = {
     "Accept": "application/json",
@@ -161,41 +156,13 @@ class _Session(OAuth2Session):
         return requests.Session.request(self, method, url, **kwargs)
 
 
-class _Connections:
-    """Kept-alive connections, shared by the threads of a process and never by two processes."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._adapter: HTTPAdapter | None = None
-        self._made_at = 0.0
-        os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        # Not closed: the sockets belong to the parent. A new lock: a thread of the parent's that
-        # held the old one does not exist here.
-        self._lock = threading.Lock()
-        self._adapter = None
-
-    def adapter(self) -> HTTPAdapter:
-        with self._lock:
-            now = time.monotonic()
-            if self._adapter is None or now - self._made_at > MAX_AGE_SECONDS:
-                self._adapter = HTTPAdapter(pool_maxsize=conf.REFRESH_CONCURRENCY, max_retries=0)
-                self._made_at = now
-            return self._adapter
-
-
-_connections = _Connections()
-
-
 @sensitive_variables()
 def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> TokenPair:
     # No scope on this session: a reply whose scope differs would raise (oauthlib).
     session = _Session()
-    session.mount("https://", adapter := _connections.adapter())
+    session.mount("https://", adapter := transport.adapter())
     session.mount("http://", adapter)
     url = conf.TOKEN_URL
-    deadline = time.monotonic() + conf.CONNECT_TIMEOUT_SECONDS + conf.READ_TIMEOUT_SECONDS
     try:
         response = session.post(
             url,
@@ -207,23 +174,10 @@ def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> 
             stream=True,
         )
         with response:
-            content = _read(response, deadline)
-    except (requests.RequestException, HTTPError) as error:
+            content = transport.read(response.raw, MAX_REPLY_BYTES)
+    except (requests.RequestException, HTTPError, TimeoutError) as error:
         raise _transport_error(error) from None  # the cause may carry the request's body
     return _judge(response, content, refused)
-
-
-@sensitive_variables()
-def _read(response: requests.Response, deadline: float) -> bytes:
-    content = b""
-    # What has come so far at a time: whole chunks of a dripping body would take for ever.
-    while chunk := response.raw.read1(8192, decode_content=True):
-        content += chunk
-        if len(content) > MAX_REPLY_BYTES:
-            raise _unavailable(response, "more than a token reply can have")
-        if time.monotonic() > deadline:
-            raise OutcomeUnknown("Keap's token endpoint answered too slowly to be waited for.")
-    return content
 
 
 def _transport_error(error: Exception) -> InfusionsoftError:
@@ -253,6 +207,8 @@ def _judge(
     response: requests.Response, content: bytes, refused: Callable[[str, str], bool]
 ) -> TokenPair:
     """Tell the outcomes apart by keap-facts section 2.3."""
+    if len(content) > MAX_REPLY_BYTES:
+        raise _unavailable(response, "with more than a token reply can have")
     reply = _parse(content)
     if response.ok and (pair := _token_pair(reply)):
         # Whatever else is odd about such a reply: refusing it would lose the pair.

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.test import override_settings
 
-from django_infusionsoft import oauth
+from django_infusionsoft import oauth, transport
 from django_infusionsoft.exceptions import (
     ClientRejected,
     ConfigurationError,
@@ -25,6 +26,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.oauth import Client, TokenPair
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
+from tests.support import threads
 
 CLIENT = Client("sandbox-client", "sandbox-secret")
 REDIRECT_URI = "https://site.example/callback/"
@@ -119,7 +121,7 @@ def test_connection_is_used_again_by_the_next_call_and_by_other_threads() -> Non
 def test_connection_is_not_used_again_when_it_is_old(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(oauth, "MAX_AGE_SECONDS", 0)
+    monkeypatch.setattr(transport, "MAX_AGE_SECONDS", 0)
     with recorder() as requests:
         oauth.refresh(CLIENT, "one")
         oauth.refresh(CLIENT, "two")
@@ -332,6 +334,55 @@ def test_outcome_is_unknown_when_the_answer_drips(sandbox: Sandbox) -> None:
         pytest.raises(OutcomeUnknown),
     ):
         oauth.refresh(CLIENT, presented)
+
+
+def test_outcome_is_unknown_when_the_head_of_the_answer_drips() -> None:
+    """Each byte comes in time, and all of them do not."""
+    with socket.create_server(("127.0.0.1", 0)) as server, threads(1) as start:
+        stop = threading.Event()
+
+        def drip() -> int:
+            sent = 0
+            with server.accept()[0] as connection:
+                connection.recv(65536)
+                try:
+                    while not stop.wait(0.02):
+                        sent += connection.send(b"H" if sent else b"HTTP/1.1 200 OK\r\nX: ")
+                except OSError:
+                    pass
+            return sent
+
+        dripping = start(drip)
+        with (
+            override_settings(
+                INFUSIONSOFT_TOKEN_URL=f"http://127.0.0.1:{server.getsockname()[1]}/token",
+                INFUSIONSOFT_READ_TIMEOUT_SECONDS=0.3,
+            ),
+            pytest.raises(OutcomeUnknown),
+        ):
+            oauth.refresh(CLIENT, "r")
+        stop.set()
+        assert dripping.result() > 5
+
+
+def test_nothing_is_sent_when_the_connection_took_too_long(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.1)  # as a name server does, whom no timeout of a socket's concerns
+        return look_up(*args, **kwargs)
+
+    presented = refresh_token(sandbox)
+    monkeypatch.setattr(transport, "MAX_AGE_SECONDS", -1)
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    with (
+        override_settings(INFUSIONSOFT_CONNECT_TIMEOUT_SECONDS=0.05),
+        pytest.raises(TemporarilyUnavailable, match="nothing was sent"),
+    ):
+        oauth.refresh(CLIENT, presented)
+    assert sandbox.presentations(presented) == 0
 
 
 @pytest.mark.parametrize(

@@ -505,14 +505,12 @@ def test_error_report_shows_no_secret_when_the_pair_cannot_be_stored(
 ) -> None:
     lease, presented = leases.claim(credential), credential.refresh_token
     assert lease
+    with failing_updates(*["gone"] * 4), pytest.raises(OperationalError) as caught:
+        attempts.present(credential, lease)
+    ours = caught.tb.tb_next  # without this test's own variables
     request = RequestFactory().get("/")
-    with failing_updates(*["gone"] * 4):
-        try:
-            attempts.present(credential, lease)
-        except OperationalError as error:
-            assert error.__traceback__
-            ours = error.__traceback__.tb_next  # without this test's own variables
-            report = ExceptionReporter(request, type(error), error, ours).get_traceback_html()
+    reporter = ExceptionReporter(request, caught.type, caught.value, ours)
+    report = reporter.get_traceback_html()
     (grant,) = sandbox.live_grants
     assert "OperationalError" in report
     for secret in (presented, grant.refresh_token, credential.access_token, "sandbox-secret"):
