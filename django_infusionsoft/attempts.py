@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error
@@ -208,10 +208,10 @@ def _store(attempt: Attempt, pair: oauth.TokenPair) -> Settled:
 
 
 def _adopt(attempt: Attempt, pair: oauth.TokenPair) -> None:
-    """Bring the instance up to the row, by this machine's clock, without asking for it."""
+    """Bring the instance up to the row without asking for it."""
     credential = attempt.credential
     columns = columns_for(
-        pair, seed=str(credential), fraction=attempt.fraction, now=datetime.now(UTC)
+        pair, seed=str(credential), fraction=attempt.fraction, now=credential.now
     )
     credential.generation += 1
     for name, value in columns.items():

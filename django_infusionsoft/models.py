@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -135,6 +135,9 @@ class Credential(models.Model):
 
     objects = CredentialManager()
 
+    # How far this machine's clock is ahead of the database's, as far as we have looked.
+    clock_ahead = timedelta(0)
+
     if TYPE_CHECKING:
         application_id: int | None
         events: RelatedManager[CredentialEvent]
@@ -168,16 +171,21 @@ class Credential(models.Model):
         return client_of(self.application)
 
     @property
+    def now(self) -> datetime:
+        """The time by which this credential's times are told: the database's, as far as known."""
+        return timezone.now() - self.clock_ahead
+
+    @property
     def has_living_access_token(self) -> bool:
-        """Whether the access token has not ended, by this machine's clock."""
-        return timezone.now() < self.expires_at
+        """Whether the access token has not ended."""
+        return self.now < self.expires_at
 
     @property
     def has_fresh_access_token(self) -> bool:
         """Whether the access token is so far from its end that nobody needs to refresh it."""
         life = self.expires_at - self.issued_at
         leeway = min(timedelta(seconds=conf.EXPIRY_LEEWAY_SECONDS), life / 10)
-        return timezone.now() < self.expires_at - leeway
+        return self.now < self.expires_at - leeway
 
     def get_access_token(self) -> str:
         """Return an access token that works now; refresh or wait for it if it must be.

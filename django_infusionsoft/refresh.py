@@ -15,8 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
-from django.utils import timezone
-
 from django_infusionsoft.attempts import Settled, needs_a_person, present, send, settle, tell
 from django_infusionsoft.choices import Outcome, Status
 from django_infusionsoft.conf import conf
@@ -138,7 +136,7 @@ def _seconds_to_wait(credential: Credential) -> float:
     """Return how long Keap is to be left alone after a failure; 0 where it is not."""
     if not credential.failures or credential.refresh_at is None:
         return 0.0
-    return max(0.0, (credential.refresh_at - timezone.now()).total_seconds())
+    return max(0.0, (credential.refresh_at - credential.now).total_seconds())
 
 
 def _wait_for_other(credential: Credential) -> Lease | None:

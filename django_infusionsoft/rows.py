@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.db import router
 from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
+from django.utils import timezone
 
 from django_infusionsoft import oauth, timing
 from django_infusionsoft.choices import Status
@@ -51,15 +52,16 @@ def look(credential: Credential) -> bool:
 
     :raises ReauthorizationRequired: the credential has been deleted.
     """
-    fields = ("is_leased", *SHARED_FIELDS)
+    facts = {"is_leased": is_leased(), "database_now": DatabaseNow()}
     with own_transaction(alias_of(credential)):
-        row = row_of(credential).annotate(is_leased=is_leased()).values(*fields).first()
+        row = row_of(credential).annotate(**facts).values(*facts, *SHARED_FIELDS).first()
     if row is None:
         raise ReauthorizationRequired(
             f"Credential {credential.pk} is not in the database: it was deleted, or the "
             f"transaction that made it is not committed yet."
         )
     leased = bool(row.pop("is_leased"))
+    credential.clock_ahead = timezone.now() - row.pop("database_now")
     for name, value in row.items():
         setattr(credential, name, value)
     return leased

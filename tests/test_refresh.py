@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from django.db import DatabaseError, OperationalError, connection, transaction
 from django.test import RequestFactory, override_settings
 from django.utils import timezone
@@ -197,6 +198,22 @@ def test_living_access_token_is_served_at_once_while_another_refreshes(
     assert leases.claim(row(credential))
     assert row(credential).get_access_token() == credential.access_token
     assert sandbox.token_requests == []
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_clock_of_a_worker_that_is_wrong_costs_no_refresh(
+    sandbox: Sandbox, credential: Credential, hours: int
+) -> None:
+    sandbox.switches.access_token_seconds = 3600
+    credential.refresh()
+    with time_machine.travel(timezone.now() + timedelta(hours=hours)):
+        for _ in range(3):
+            assert row(credential).get_access_token() == credential.access_token
+        wrong = row(credential)
+        wrong.refresh()
+    assert len(sandbox.token_requests) == 2
+    left = (row(credential).expires_at - timezone.now()).total_seconds()
+    assert 3590 < left <= 3600
 
 
 # Leases
