@@ -4,6 +4,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from subprocess import PIPE
 
 import pytest
@@ -60,7 +61,7 @@ def test_one_refresh_serves_all_when_processes_and_threads_ask_at_once(
 def test_every_way_to_refresh_shares_one_refresh_when_all_are_used_at_once(
     sandbox: Sandbox, expired: Credential
 ) -> None:
-    Credential.objects.update(refresh_at=timezone.now())
+    Credential.objects.update(refresh_at=timezone.now() - timedelta(seconds=1))
     old = expired.access_token
     gate, start = sandbox.hold("after"), threading.Barrier(8)
 

@@ -289,7 +289,7 @@ def test_access_token_is_served_until_its_end_when_the_grant_is_over(
     with pytest.raises(ReauthorizationRequired):
         credential.refresh()
     assert row(credential).get_access_token() == credential.access_token
-    Credential.objects.update(expires_at=timezone.now())
+    Credential.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     with pytest.raises(ReauthorizationRequired, match="connected again"):
         row(credential).get_access_token()
 
@@ -377,7 +377,8 @@ def test_all_is_well_again_when_keap_is_back(sandbox: Sandbox, expired: Credenti
     sandbox.plan(faults.error_503())
     with pytest.raises(TemporarilyUnavailable):
         expired.get_access_token()
-    Credential.objects.update(refresh_at=timezone.now())  # the pause is over
+    # The pause is over.
+    Credential.objects.update(refresh_at=timezone.now() - timedelta(seconds=1))
     assert expired.get_access_token()
     assert (row(expired).failures, row(expired).last_error) == (0, "")
 
