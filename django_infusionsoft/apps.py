@@ -21,3 +21,5 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(checks.check_redirect_uri)
         register(checks.check_lease)
         register(checks.check_time_zones)
+        register(checks.check_urls)
+        register(checks.check_session_cookie)

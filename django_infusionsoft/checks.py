@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
+from django.urls import NoReverseMatch, reverse
 
 from django_infusionsoft.conf import SETTINGS, conf
 from django_infusionsoft.exceptions import ConfigurationError
@@ -102,5 +103,37 @@ def check_redirect_uri(**kwargs: Any) -> list[CheckMessage]:
             "INFUSIONSOFT_REDIRECT_URI has a query or a fragment.",
             hint="Keap has refused such URIs: use the bare address of the callback view.",
             id="django_infusionsoft.W001",
+        )
+    ]
+
+
+def check_urls(**kwargs: Any) -> list[CheckMessage]:
+    """W002: without the views the admin's buttons lead nowhere."""
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    try:
+        reverse("django_infusionsoft:authorize")
+    except NoReverseMatch:
+        return [
+            checks.Warning(
+                "django_infusionsoft.urls is not included in the site's URLs.",
+                hint="Add to urlpatterns: "
+                'path("infusionsoft/", include("django_infusionsoft.urls"))',
+                id="django_infusionsoft.W002",
+            )
+        ]
+    return []
+
+
+def check_session_cookie(**kwargs: Any) -> list[CheckMessage]:
+    """W003: the session holds the state, and has to be there when Keap sends a person back."""
+    if settings.SESSION_COOKIE_SAMESITE != "Strict":
+        return []
+    return [
+        checks.Warning(
+            "With SESSION_COOKIE_SAMESITE = 'Strict' no account can be connected.",
+            hint="Browsers leave the session behind on the way back from Keap. Use 'Lax', which "
+            "is Django's default.",
+            id="django_infusionsoft.W003",
         )
     ]

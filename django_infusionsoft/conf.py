@@ -138,7 +138,10 @@ class Conf:
     CONNECT_TIMEOUT_SECONDS = Setting(5.0, "how long to wait for a connection", _positive)
     READ_TIMEOUT_SECONDS = Setting(30.0, "how long to wait for an answer", _positive)
     LEASE_SECONDS = Setting(
-        120.0, "how long one refresh may hold a credential; longer than both timeouts", _positive
+        120.0,
+        "how long one refresh may hold a credential; "
+        "longer than the connect timeout and twice the read timeout",
+        _positive,
     )
     WAIT_SECONDS = Setting(
         60.0, "how long a caller without an access token waits for another's refresh", _positive

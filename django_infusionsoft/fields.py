@@ -34,7 +34,8 @@ def get_cipher() -> MultiFernet:
 
     :raises ConfigurationError: if there is no key or one that is not a Fernet key.
     """
-    keys = conf.ENCRYPTION_KEYS
+    # Without what "".split(",") leaves of an empty variable.
+    keys = [key for key in (str(each).strip() for each in conf.ENCRYPTION_KEYS) if key]
     if not keys:
         raise ConfigurationError(
             "INFUSIONSOFT_ENCRYPTION_KEYS is empty: make a key with "

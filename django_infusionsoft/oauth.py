@@ -181,7 +181,7 @@ def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> 
 
 
 def _transport_error(error: Exception) -> InfusionsoftError:
-    host = urlsplit(conf.TOKEN_URL).hostname
+    host = urlsplit(conf.TOKEN_URL).netloc
     if _was_not_sent(error):
         return TemporarilyUnavailable(
             f"No connection to {host} ({type(error).__name__}): nothing was sent."

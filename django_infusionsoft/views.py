@@ -354,6 +354,10 @@ class CallbackView(KeapView):
                     "in this browser. Nothing has changed: if the account is not connected yet, "
                     "start again."
                 ),
+                detail=_(
+                    "If it was started in this browser: Keap has sent you to another host name "
+                    "than the one where you began."
+                ),
                 status=400,
             ) from None
 

@@ -21,7 +21,7 @@ def test_nothing_is_found_when_all_is_well() -> None:
     assert ids() == []
 
 
-@pytest.mark.parametrize("keys", [[], ["short"], "a string"])
+@pytest.mark.parametrize("keys", [[], [""], ["short"], "a string"])
 def test_site_stops_and_names_the_command_when_there_is_no_usable_key(keys: Any) -> None:
     assert "E001" in ids(INFUSIONSOFT_ENCRYPTION_KEYS=keys)
     with (
@@ -60,6 +60,14 @@ def test_lease_that_a_call_can_outlast_is_an_error() -> None:
 
 def test_naive_datetimes_are_an_error() -> None:
     assert ids(USE_TZ=False) == ["E005"]
+
+
+def test_missing_include_is_a_warning() -> None:
+    assert ids(ROOT_URLCONF="django.contrib.auth.urls") == ["W002"]
+
+
+def test_session_cookie_that_stays_behind_is_a_warning() -> None:
+    assert ids(SESSION_COOKIE_SAMESITE="Strict") == ["W003"]
 
 
 @pytest.mark.parametrize("tail", ["?a=b", "#c"])

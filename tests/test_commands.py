@@ -86,6 +86,18 @@ def test_status_exits_with_1_when_an_account_needs_a_person(credential: Credenti
     assert code == 1
 
 
+def test_status_tells_why_an_account_is_not_refreshed(
+    credential: Credential, sandbox: Sandbox
+) -> None:
+    sandbox.plan(faults.error_503())
+    with pytest.raises(CommandError):
+        run("infusionsoft_refresh", "--account", "ab123")
+    output, code = run("infusionsoft_status")
+    assert "retrying" in output
+    assert "HTTP 503" in output
+    assert code == 0
+
+
 def test_status_says_so_when_nothing_is_connected(db: Any) -> None:
     assert run("infusionsoft_status") == ("No account is connected yet.\n", 0)
 

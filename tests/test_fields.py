@@ -51,6 +51,20 @@ def test_error_names_the_setting_when_keys_are_no_keys(keys: Any) -> None:
         get_cipher()
 
 
+@pytest.mark.parametrize("keys", [[f" {OLD_KEY} ", ""], ["", OLD_KEY]])
+def test_spaces_and_empty_entries_around_keys_do_no_harm(keys: list[str]) -> None:
+    with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=keys):
+        assert make_application().client_secret == SECRET
+
+
+def test_error_says_that_no_key_is_there_when_the_list_has_only_an_empty_one() -> None:
+    with (
+        override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[""]),
+        pytest.raises(ConfigurationError, match="is empty"),
+    ):
+        get_cipher()
+
+
 def test_error_shows_no_key_when_one_of_them_is_damaged() -> None:
     with (
         override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[OLD_KEY[:-5]]),

@@ -65,7 +65,8 @@ def _introduce(sandbox: Sandbox, options: argparse.Namespace) -> None:
         warning = "Warning: others on the network can reach it, and its logins are public."
         print(warning, file=sys.stderr)
     print(f"Keap sandbox, a stand-in for development: {sandbox.url}")
-    print(f"Client: {options.client_id}, secret: {options.client_secret}")
+    for name, value in sandbox.settings.items():
+        print(f'{name} = "{value}"')
     for user in sandbox.users:
         shown = ", ".join(f"{each.title} ({each.app_id})" for each in user.accounts[:5])
         more = f" and {len(user.accounts) - 5} more" if len(user.accounts) > 5 else ""

@@ -105,7 +105,7 @@ def _introduce(demo: Demo, folder: Folder) -> None:
     print(f"""
 1. Open     {demo.plan.accounts_url}
    Log in   {site.ADMIN} / {demo.admin_password}
-2. Press    Connect a Keap account
+2. Press    Connect a Keap account, and on the next page: Continue to Keap
    Sign in  {KEAP_USER.email} / {KEAP_USER.password}
    This is the sandbox, which plays Keap here: {demo.plan.sandbox_url}
 3. Choose an account and allow. You are back in the admin, and it is connected.
@@ -115,7 +115,8 @@ worker refreshes
 them, and in the admin how expiry and history change. Revoke the grant on the sandbox's
 own page, and see what the admin says after the next refresh.
 
-Data and logs are in {folder.path}. Remove it to begin anew. Ctrl-C stops everything.
+Data and logs are in {folder.path}. Remove it to begin anew.
+Ctrl-C stops everything; what tox says of it then is only the Ctrl-C.
 """)
 
 

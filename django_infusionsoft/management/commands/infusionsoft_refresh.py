@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.utils.timezone import localtime
 
 from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.models import Credential
@@ -14,8 +15,8 @@ class Command(BaseCommand):
     """The verb of the Celery task, for cron."""
 
     help = (
-        "Refreshes the credentials that are due. Exit codes: 0 all well, 1 an account must be "
-        "connected again or could not be refreshed this time."
+        "Refreshes the credentials that are due. Exit codes: 0 all well, 1 an account that was "
+        "due could not be refreshed. Of earlier failures infusionsoft_status tells."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -40,4 +41,5 @@ class Command(BaseCommand):
             InfusionsoftError,
         ) as error:
             raise CommandError(str(error)) from error
-        self.stdout.write(f"{credential}: refreshed, expires at {credential.expires_at:%c %Z}")
+        expires_at = f"{localtime(credential.expires_at):%Y-%m-%d %H:%M:%S %Z}"
+        self.stdout.write(f"{credential}: refreshed, expires at {expires_at}")

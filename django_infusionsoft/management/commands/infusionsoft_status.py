@@ -1,10 +1,12 @@
 """``manage.py infusionsoft_status``"""
 
 import sys
+from datetime import datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from django.utils import timezone
+from django.utils.timezone import localtime
+from django.utils.translation import gettext as _
 
 from django_infusionsoft.models import Credential
 
@@ -26,13 +28,20 @@ class Command(BaseCommand):
     def _line(self, credential: Credential) -> str:
         columns = (
             f"{credential!s:<16}",
-            f"{credential.get_status_display():<16}",
-            f"expires {_when(credential.expires_at):<20}",
-            f"next refresh {_when(credential.refresh_at):<20}",
+            f"{_status(credential):<16}",
+            f"expires {_when(credential.expires_at):<24}",
+            f"next refresh {_when(credential.refresh_at):<24}",
             credential.account_name,
+            credential.last_error,
         )
         return " ".join(columns).rstrip()
 
 
-def _when(moment: Any) -> str:
-    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}" if moment else "-"
+def _status(credential: Credential) -> str:
+    if credential.status == Credential.Status.CONNECTED and credential.failures:
+        return _("retrying")
+    return credential.get_status_display()
+
+
+def _when(moment: datetime | None) -> str:
+    return f"{localtime(moment):%Y-%m-%d %H:%M:%S %Z}" if moment else "-"
