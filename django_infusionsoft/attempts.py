@@ -45,6 +45,8 @@ class Attempt:
 
     credential: Credential
     lease: Lease
+    generation: int
+    """The one presented. The instance's may move on: threads may share it."""
     result: oauth.TokenPair | InfusionsoftError
     seconds: float
     fingerprint: str
@@ -90,7 +92,7 @@ def send(credential: Credential, lease: Lease) -> Attempt:
 
     What is the credential's ``client`` has been loaded with it.
     """
-    started = time.monotonic()
+    started, generation = time.monotonic(), credential.generation
     fingerprint, fraction = "", 0.0
     try:
         fraction = conf.REFRESH_FRACTION
@@ -104,7 +106,7 @@ def send(credential: Credential, lease: Lease) -> Attempt:
     except InfusionsoftError as error:
         result = error
     seconds = time.monotonic() - started
-    return Attempt(credential, lease, result, seconds, fingerprint, fraction)
+    return Attempt(credential, lease, generation, result, seconds, fingerprint, fraction)
 
 
 def settle(attempt: Attempt) -> Settled:
@@ -193,7 +195,7 @@ def _store(attempt: Attempt, pair: oauth.TokenPair) -> Settled:
         columns = columns_for(
             pair, seed=str(credential), fraction=attempt.fraction, now=DatabaseNow()
         )
-        same = row_of(credential).filter(generation=credential.generation)
+        same = row_of(credential).filter(generation=attempt.generation)
         return same.update(generation=F("generation") + 1, **columns)
 
     who = f"credential={credential.pk} account={credential.account}"
@@ -213,16 +215,16 @@ def _adopt(attempt: Attempt, pair: oauth.TokenPair) -> None:
     columns = columns_for(
         pair, seed=str(credential), fraction=attempt.fraction, now=credential.now
     )
-    credential.generation += 1
+    credential.generation = attempt.generation + 1
     for name, value in columns.items():
         setattr(credential, name, value)
 
 
 def _reject(attempt: Attempt, error: GrantRejected) -> Settled:
     """Believe a rejection only if the generation has not moved and the lease is still ours."""
-    credential, seen = attempt.credential, attempt.credential.generation
+    credential = attempt.credential
     with own_transaction(alias_of(credential)):
-        believed = held(credential, attempt.lease).update(
+        believed = held(credential, attempt.lease, attempt.generation).update(
             status=Status.REAUTHORIZATION_REQUIRED,
             reason=Case(
                 When(unanswered_attempts__gt=0, then=_text(Reason.ROTATION_LOST)),
@@ -237,7 +239,7 @@ def _reject(attempt: Attempt, error: GrantRejected) -> Settled:
     if believed:
         kind = EventKind.REAUTHORIZATION_REQUIRED
         return Settled(attempt, Outcome.REJECTED, needs_a_person(credential), kind)
-    if credential.generation != seen:
+    if credential.generation != attempt.generation:
         return Settled(attempt, Outcome.OK)
     busy = RefreshInProgress(f"Another process is refreshing {credential}.")
     return Settled(attempt, Outcome.UNAVAILABLE, busy)
@@ -259,7 +261,7 @@ def _postpone(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> N
             "refresh_at": DatabaseNow() + timedelta(seconds=pause),
         }
     with own_transaction(alias_of(credential)):
-        held(credential, attempt.lease).update(**columns)
+        held(credential, attempt.lease, attempt.generation).update(**columns)
 
 
 def needs_a_person(credential: Credential) -> ReauthorizationRequired:

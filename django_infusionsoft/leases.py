@@ -57,9 +57,9 @@ def claim_batch(due: QuerySet[Credential], size: int) -> tuple[Lease, list[Crede
         return lease, list(held.select_related("application").order_by("refresh_at"))
 
 
-def held(credential: Credential, lease: Lease) -> QuerySet[Credential]:
+def held(credential: Credential, lease: Lease, generation: int) -> QuerySet[Credential]:
     """The row, if it is still ours to judge."""
-    return row_of(credential).filter(generation=credential.generation, lease_id=lease.id)
+    return row_of(credential).filter(generation=generation, lease_id=lease.id)
 
 
 def _new_lease() -> Lease:

@@ -167,7 +167,7 @@ def test_lease_of_a_refresh_under_way_ends_when_a_person_connects_again(db: None
     lease = leases.claim(first)
     assert lease is not None
     again = connected(2)
-    assert not leases.held(first, lease).exists()
+    assert not leases.held(first, lease, first.generation).exists()
     assert leases.claim(again) is not None
 
 

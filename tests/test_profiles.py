@@ -335,7 +335,7 @@ def test_reply_of_a_refresh_under_way_is_dropped_when_a_later_pair_moves_in(
     lease = leases.claim(home)
     assert lease is not None
     nameless().fetch_profile()
-    assert not leases.held(home, lease).exists()
+    assert not leases.held(home, lease, home.generation).exists()
     assert row(home).lease_until is None
 
 
@@ -359,7 +359,7 @@ def test_name_is_given_even_while_the_pair_is_being_refreshed(
     lease = leases.claim(credential)
     assert lease is not None
     assert credential.fetch_profile().account == "ab123"
-    assert leases.held(credential, lease).exists()
+    assert leases.held(credential, lease, credential.generation).exists()
 
 
 def test_secret_that_no_key_opens_moves_unopened(

@@ -26,7 +26,7 @@ from django_infusionsoft.exceptions import (
 from django_infusionsoft.history import fingerprint
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox, faults
-from tests.support import failing_updates, received
+from tests.support import failing_updates, received, threads
 
 Connect = Callable[..., Credential]
 OTHER_KEY = "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItb3Q="
@@ -334,6 +334,21 @@ def test_late_reply_is_dropped_when_a_person_has_connected_again(
     again = connect()
     attempts.present(slow, lease)
     assert row(credential).access_token == again.access_token == slow.access_token
+    assert kinds(credential)[-1] == "late_reply_dropped"
+
+
+def test_late_reply_is_dropped_when_another_thread_looks_at_the_same_instance(
+    transactional_db: None, sandbox: Sandbox, credential: Credential, connect: Connect
+) -> None:
+    gate = sandbox.hold("after")
+    with threads(1) as start:
+        call = start(credential.refresh)
+        gate.wait_until_processed()
+        again = connect()
+        rows.look(credential)  # as a thread does that finds its access token too old
+        gate.release()
+        call.result()
+    assert row(credential).access_token == again.access_token == credential.access_token
     assert kinds(credential)[-1] == "late_reply_dropped"
 
 
