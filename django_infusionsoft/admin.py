@@ -322,7 +322,7 @@ def _status(credential: Credential) -> tuple[str, str, Any]:
     """Return a style, an icon and the words: never colour alone."""
     if credential.status != Status.CONNECTED:
         return "attention", "icon-no", credential.get_status_display()
-    if credential.failures:
+    if credential.is_retrying:
         return "retrying", "icon-alert", _("retrying")
     return "connected", "icon-yes", credential.get_status_display()
 

@@ -48,8 +48,8 @@ def own_transaction(alias: str) -> Iterator[None]:
     block runs over a second connection. The transaction of a ``TestCase`` is none of a caller's:
     its data would be invisible from outside, so there the block joins it.
 
-    :raises DatabaseBusy: the second connection is refused or stays locked out. On SQLite that is
-        so where the caller has written already; elsewhere where it has locked the same row.
+    :raises DatabaseBusy: the second connection is refused or stays locked out: the caller has
+        locked the same row, or, on SQLite, has written, or has read without a write-ahead log.
     """
     current = connections[alias]
     if not _is_held_by_caller(current):

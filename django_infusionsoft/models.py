@@ -171,6 +171,11 @@ class Credential(models.Model):
         return client_of(self.application)
 
     @property
+    def is_retrying(self) -> bool:
+        """Whether the last attempt failed, and another one will follow by itself."""
+        return self.status == Status.CONNECTED and self.failures > 0
+
+    @property
     def now(self) -> datetime:
         """The time by which this credential's times are told: the database's, as far as known."""
         return timezone.now() - self.clock_ahead

@@ -88,7 +88,7 @@ def ensure_access_token(credential: Credential) -> None:
     if credential.has_fresh_access_token:
         return
     is_alive = credential.has_living_access_token
-    if credential.status == Status.CONNECTED and (pause := _seconds_to_wait(credential)):
+    if pause := _seconds_to_wait(credential):
         if is_alive:
             return
         credential.refresh_token  # noqa: B018  # a wrong key is nothing that passes
@@ -134,7 +134,7 @@ def refresh_due(due: CredentialQuerySet, *, time_limit_seconds: float) -> Run:
 
 def _seconds_to_wait(credential: Credential) -> float:
     """Return how long Keap is to be left alone after a failure; 0 where it is not."""
-    if not credential.failures or credential.refresh_at is None:
+    if not credential.is_retrying or credential.refresh_at is None:
         return 0.0
     return max(0.0, (credential.refresh_at - credential.now).total_seconds())
 

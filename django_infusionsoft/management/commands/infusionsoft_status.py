@@ -28,19 +28,13 @@ class Command(BaseCommand):
     def _line(self, credential: Credential) -> str:
         columns = (
             f"{credential!s:<16}",
-            f"{_status(credential):<16}",
+            f"{_('retrying') if credential.is_retrying else credential.get_status_display():<16}",
             f"expires {_when(credential.expires_at):<24}",
             f"next refresh {_when(credential.refresh_at):<24}",
             credential.account_name,
             credential.last_error,
         )
         return " ".join(columns).rstrip()
-
-
-def _status(credential: Credential) -> str:
-    if credential.status == Credential.Status.CONNECTED and credential.failures:
-        return _("retrying")
-    return credential.get_status_display()
 
 
 def _when(moment: datetime | None) -> str:
