@@ -170,8 +170,7 @@ class CredentialAdmin(CredentialAdminBase):
         credential: Credential = context["original"]
         context |= {
             "reconnect_url": self._reconnect_url(request, credential),
-            "may_refresh": self.has_refresh_permission(request)
-            and credential.status == Status.CONNECTED,
+            "may_refresh": self.has_refresh_permission(request) and credential.may_be_refreshed,
             "history": credential.events.select_related("user")[:HISTORY_LINES],
             "whole_history_url": self._history_url(request, credential),
         }
@@ -301,11 +300,13 @@ class CredentialEventAdmin(CredentialEventAdminBase):
         "outcome",
         "duration_ms",
         "user",
+        "worker",
+        "fingerprint",
         "detail",
     ]
     list_filter = ["kind"]
     list_select_related = ["credential", "user"]
-    search_fields = ["credential__account"]
+    search_fields = ["credential__account", "=fingerprint"]
     show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -320,6 +321,8 @@ class CredentialEventAdmin(CredentialEventAdminBase):
 
 def _status(credential: Credential) -> tuple[str, str, Any]:
     """Return a style, an icon and the words: never colour alone."""
+    if credential.status == Status.DISCONNECTED:
+        return "disconnected", "icon-unknown", credential.get_status_display()
     if credential.status != Status.CONNECTED:
         return "attention", "icon-no", credential.get_status_display()
     if credential.is_retrying:

@@ -23,3 +23,4 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(checks.check_time_zones)
         register(checks.check_urls)
         register(checks.check_session_cookie)
+        register(checks.check_spool)

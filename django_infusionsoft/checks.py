@@ -10,6 +10,7 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error
 from django.urls import NoReverseMatch, reverse
 
+from django_infusionsoft import spool
 from django_infusionsoft.conf import SETTINGS, conf
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
@@ -73,7 +74,7 @@ def check_lease(**kwargs: Any) -> list[CheckMessage]:
         Error(
             "INFUSIONSOFT_LEASE_SECONDS is shorter than a call to Keap can take.",
             hint=f"Set it to more than {longest:g}, which is INFUSIONSOFT_CONNECT_TIMEOUT_SECONDS "
-            "and twice INFUSIONSOFT_READ_TIMEOUT_SECONDS.",
+            "and twice INFUSIONSOFT_READ_TIMEOUT_SECONDS and a second.",
             id="django_infusionsoft.E004",
         )
     ]
@@ -103,6 +104,21 @@ def check_redirect_uri(**kwargs: Any) -> list[CheckMessage]:
             "INFUSIONSOFT_REDIRECT_URI has a query or a fragment.",
             hint="Keap has refused such URIs: use the bare address of the callback view.",
             id="django_infusionsoft.W001",
+        )
+    ]
+
+
+def check_spool(**kwargs: Any) -> list[CheckMessage]:
+    """W004: without a spool a pair is lost with its process when the database is away."""
+    problem = spool.problem()
+    if not problem:
+        return []
+    return [
+        checks.Warning(
+            f"The spool for pairs that cannot be stored yet cannot be used: {problem}",
+            hint="Set INFUSIONSOFT_SPOOL_DIR to a folder that this user can write to and that "
+            "outlives the process, or to '' to do without.",
+            id="django_infusionsoft.W004",
         )
     ]
 

@@ -9,6 +9,7 @@ class Status(TextChoices):
 
     CONNECTED = "connected", _("connected")
     REAUTHORIZATION_REQUIRED = "reauthorization_required", _("needs attention")
+    DISCONNECTED = "disconnected", _("disconnected")
 
 
 class Reason(TextChoices):
@@ -17,6 +18,11 @@ class Reason(TextChoices):
     REVOKED = "revoked", _("Keap says that the grant has ended")
     EXPIRED = "expired", _("Keap says that the refresh token is too old")
     ROTATION_LOST = "rotation_lost", _("an earlier answer of Keap's never arrived")
+    USED_ELSEWHERE = (
+        "used_elsewhere",
+        _("a refresh token that we never presented was already used"),
+    )
+    UNANSWERED = "unanswered", _("two attempts ended without an answer")
 
 
 class EventKind(TextChoices):
@@ -30,6 +36,18 @@ class EventKind(TextChoices):
     REFRESH_FAILED = "refresh_failed", _("refresh failed")
     REAUTHORIZATION_REQUIRED = "reauthorization_required", _("needs a person")
     LATE_REPLY_DROPPED = "late_reply_dropped", _("late reply dropped")
+    ABANDONED = "abandoned", _("attempt abandoned")
+    RECOVERED = "recovered", _("recovered from the spool")
+    DISCONNECTED = "disconnected", _("disconnected")
+
+
+class Trouble(TextChoices):
+    """Why nobody presents a refresh token with an application's client."""
+
+    NONE = "", _("none")
+    REJECTED = "rejected", _("Keap refuses the client")
+    UNANSWERED = "unanswered", _("Keap takes requests and does not answer")
+    UNAVAILABLE = "unavailable", _("Keap cannot be reached, or answers with errors")
 
 
 class Outcome(TextChoices):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
-from typing import Any, Final, Generic, TypeVar, overload
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar, cast, overload
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -43,6 +45,10 @@ def _positive(value: Any) -> str:
     return "" if value > 0 else "must be greater than 0"
 
 
+def _not_negative(value: Any) -> str:
+    return "" if value >= 0 else "must not be negative"
+
+
 def _fraction(value: Any) -> str:
     return "" if 0 < value < 1 else "must be between 0 and 1"
 
@@ -67,6 +73,11 @@ def _endpoint_or_empty(value: Any) -> str:
     return _endpoint(value) if value else ""
 
 
+def _absolute_or_empty(value: Any) -> str:
+    path = os.fspath(value)
+    return "" if not path or Path(path).is_absolute() else "must be an absolute path, or empty"
+
+
 class Setting(Generic[T]):
     """One setting: ``conf.NAME`` reads ``settings.INFUSIONSOFT_NAME`` at that moment.
 
@@ -74,12 +85,19 @@ class Setting(Generic[T]):
     """
 
     def __init__(
-        self, default: T, description: str, problem_with: Callable[[Any], str] = _any
+        self,
+        default: T,
+        description: str,
+        problem_with: Callable[[Any], str] = _any,
+        *,
+        or_type: type | None = None,
     ) -> None:
         self.default: Final = default
         self.description: Final = description
         self.type: Final[type] = type(default)
+        self._or_type = or_type
         self._problem_with = problem_with
+        self._checked: Any = self  # which no setting is
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -93,6 +111,8 @@ class Setting(Generic[T]):
         if instance is None:
             return self
         value = getattr(settings, self.name, self.default)
+        if value is self._checked:  # checking again would give nothing new
+            return cast("T", value)
         if not self._has_type(value):
             raise ConfigurationError(
                 f"{self.name} must be of type {self.type.__name__}, "
@@ -100,9 +120,12 @@ class Setting(Generic[T]):
             )
         if problem := self._problem_with(value):
             raise ConfigurationError(f"{self.name} {problem}: {self.description}")
+        self._checked = value
         return value
 
     def _has_type(self, value: object) -> bool:
+        if self._or_type and isinstance(value, self._or_type):
+            return True
         if self.type is list:
             return isinstance(value, list | tuple)
         if self.type is float:
@@ -140,7 +163,7 @@ class Conf:
     LEASE_SECONDS = Setting(
         120.0,
         "how long one refresh may hold a credential; "
-        "longer than the connect timeout and twice the read timeout",
+        "longer than the connect timeout, twice the read timeout and a second",
         _positive,
     )
     WAIT_SECONDS = Setting(
@@ -154,7 +177,29 @@ class Conf:
     REFRESH_FRACTION = Setting(
         0.75, "the part of an access token's life after which the worker refreshes it", _fraction
     )
-    REFRESH_CONCURRENCY = Setting(8, "how many refreshes one worker overlaps", _positive)
+    REFRESH_TOKEN_DAYS = Setting(
+        45.0,
+        "how long a refresh token lives that is not used; the same part of that is let pass at "
+        "most",
+        _positive,
+    )
+    REFRESH_RATE = Setting(
+        20.0,
+        "how many refreshes a second all workers together send for one application; 0: no "
+        "ceiling. Keap cuts off at 25",
+        _not_negative,
+    )
+    EVENT_RETENTION_DAYS = Setting(
+        90.0, "how old an event of a credential's history gets; 0: kept for ever", _not_negative
+    )
+    REFRESH_CONCURRENCY = Setting(12, "how many refreshes one worker overlaps", _positive)
+    SPOOL_DIR: Setting[str | os.PathLike[str]] = Setting(
+        "/var/tmp/django-infusionsoft-{uid}",  # noqa: S108  # it must be ours and is closed to others
+        "a folder for encrypted pairs that are not in the database yet; ``{uid}`` is the number "
+        "of the user that the process runs as; empty: none",
+        _absolute_or_empty,
+        or_type=os.PathLike,
+    )
 
 
 conf: Final = Conf()

@@ -39,12 +39,20 @@ class TemporarilyUnavailable(InfusionsoftError):
         self.retry_after = retry_after
 
 
+class RateLimited(TemporarilyUnavailable):
+    """Keap wants fewer requests of this application (HTTP 429), whatever the credential."""
+
+
 class OutcomeUnknown(TemporarilyUnavailable):
     """The request was sent and no whole answer came: Keap may or may not have acted on it."""
 
 
 class RefreshInProgress(TemporarilyUnavailable):
     """Another process is refreshing this credential and has not finished in time."""
+
+
+class SpoolError(ConfigurationError):
+    """The spool holds an answer of Keap's that this process cannot read; it is kept."""
 
 
 class DatabaseBusy(TemporarilyUnavailable):

@@ -12,8 +12,8 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_infusionsoft import profiles, refresh, rows
-from django_infusionsoft.choices import EventKind, Outcome, Reason, Status
+from django_infusionsoft import grants, profiles, refresh, rows
+from django_infusionsoft.choices import EventKind, Outcome, Reason, Status, Trouble
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, DecryptionError
 from django_infusionsoft.fields import EncryptedTextField
@@ -22,6 +22,7 @@ from django_infusionsoft.oauth import Client
 from django_infusionsoft.sessions import CredentialSession
 
 if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
     from django.db.models.base import ModelBase
     from django_stubs_ext.db.models.manager import RelatedManager
 
@@ -80,6 +81,62 @@ class Application(models.Model):
             raise ConfigurationError(f"Application {self.name!r}: {error}") from error
 
 
+class ApplicationState(models.Model):
+    """How Keap takes an application's client: whether it is used, and how fast."""
+
+    application = models.OneToOneField(
+        Application,
+        verbose_name=_("application"),
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="state",
+        help_text=_("Empty: the client in the settings."),
+    )
+    # As a credential's.
+    application_key = models.GeneratedField(
+        expression=Coalesce("application_id", 0),
+        output_field=models.BigIntegerField(),
+        db_persist=True,
+    )
+    trouble = models.CharField(_("trouble"), max_length=20, choices=Trouble.choices, blank=True)
+    since = models.DateTimeField(_("since"))
+    # Tells one trouble from the next, and which of them has been told.
+    trips = models.PositiveIntegerField(_("troubles so far"), default=0)
+    told_trip = models.PositiveIntegerField(default=0, editable=False)
+    told_at = models.DateTimeField(null=True, editable=False)
+    # Which clients were tried in this trouble: keyed hashes, to notice another one.
+    client_marks = models.CharField(max_length=255, blank=True, editable=False)
+    probes = models.PositiveIntegerField(_("probes in vain"), default=0)
+    probe_at = models.DateTimeField(_("next probe"))
+    # By the ceiling of requests per second: until when every place is taken.
+    booked_until = models.DateTimeField(null=True, editable=False)
+
+    if TYPE_CHECKING:
+        application_id: int | None
+        database_now: datetime  # when it was read, by the database's clock
+
+    class Meta:
+        verbose_name = _("application state")
+        verbose_name_plural = _("application states")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["application_key"], name="infusionsoft_one_state_per_application"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.application or _("client in the settings"))
+
+    @property
+    def client(self) -> Client:
+        """The client that this is about.
+
+        :raises ConfigurationError: it is not configured.
+        """
+        return client_of(self.application)
+
+
 class Credential(models.Model):
     """One account's grant to one application: the token pair and its life."""
 
@@ -132,6 +189,9 @@ class Credential(models.Model):
     last_error = models.TextField(_("last error"), blank=True)
     lease_until = models.DateTimeField(null=True, editable=False)
     lease_id = models.CharField(max_length=32, blank=True, editable=False)
+    lease_holder = models.CharField(max_length=100, blank=True, editable=False)
+    # Whether its holder may have presented the refresh token by now.
+    lease_is_used = models.BooleanField(default=False, editable=False)
 
     objects = CredentialManager()
 
@@ -176,6 +236,13 @@ class Credential(models.Model):
         return self.status == Status.CONNECTED and self.failures > 0
 
     @property
+    def may_be_refreshed(self) -> bool:
+        """Whether ``refresh()`` presents the refresh token: also a last time, by somebody's will,
+        where Keap has answered neither the first attempt nor the repeat.
+        """
+        return self.status == Status.CONNECTED or self.reason == Reason.UNANSWERED
+
+    @property
     def now(self) -> datetime:
         """The time by which this credential's times are told: the database's, as far as known."""
         return timezone.now() - self.clock_ahead
@@ -213,7 +280,7 @@ class Credential(models.Model):
         :raises InfusionsoftError: as ``get_access_token()``.
         """
         rows.look(self)
-        if self.access_token == rejected:
+        if self.access_token in (rejected, ""):  # or disconnected
             refresh.refresh(self)
         return self.access_token
 
@@ -224,7 +291,16 @@ class Credential(models.Model):
 
         :raises InfusionsoftError: as ``get_access_token()``.
         """
-        refresh.refresh(self)
+        refresh.refresh(self, by_will=True)
+
+    def disconnect(self, *, user: AbstractBaseUser | None = None) -> None:
+        """Forget the pair: nothing is refreshed or served any more until somebody reconnects.
+
+        Keap cannot be told: the grant ends there under *API Settings*, or by itself.
+
+        :param user: the person whose will it is, for the history.
+        """
+        grants.forget(self, user=user)
 
     def session(self) -> CredentialSession:
         """Return a ``requests.Session`` for this account."""
@@ -267,6 +343,8 @@ class CredentialEvent(models.Model):
         null=True,
         related_name="+",
     )
+    # Host and process number of whoever did it.
+    worker = models.CharField(_("process"), max_length=100, blank=True)
     detail = models.TextField(_("detail"), blank=True)
 
     class Meta:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import router
 from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 from django.utils import timezone
 
-from django_infusionsoft import oauth, timing
+from django_infusionsoft import oauth
 from django_infusionsoft.choices import Status
+from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow, own_transaction
 from django_infusionsoft.exceptions import ReauthorizationRequired
 from django_infusionsoft.fields import seal
+from django_infusionsoft.timing import Plan
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
@@ -32,6 +39,24 @@ SHARED_FIELDS: Final = (
     "last_error",
     "refresh_at",
 )
+_bringing_up = threading.Lock()
+# How a row says that nobody holds it.
+NO_LEASE: Final[Mapping[str, Any]] = {
+    "lease_until": None,
+    "lease_id": "",
+    "lease_holder": "",
+    "lease_is_used": False,
+}
+
+
+def process_name() -> str:
+    """Return who this is, for a row or a history: ``web-1:4242``, host and process."""
+    return _process_name(os.getpid())
+
+
+@cache
+def _process_name(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}"[-100:]
 
 
 def alias_of(credential: Credential) -> str:
@@ -61,18 +86,45 @@ def look(credential: Credential) -> bool:
             f"transaction that made it is not committed yet."
         )
     leased = bool(row.pop("is_leased"))
-    credential.clock_ahead = timezone.now() - row.pop("database_now")
-    for name, value in row.items():
-        setattr(credential, name, value)
+    read_clock(credential, row.pop("database_now"))
+    bring_up(credential, row)
     return leased
 
 
+def read_clock(credential: Credential, database_now: datetime) -> None:
+    """Remember how far this machine's clock is ahead of the database's."""
+    credential.clock_ahead = timezone.now() - database_now
+
+
+def take_over(credential: Credential, other: Credential) -> None:
+    """Bring an instance up to another one of the same row, secrets unopened."""
+    credential.clock_ahead = other.clock_ahead
+    bring_up(credential, {name: other.__dict__[name] for name in SHARED_FIELDS})
+
+
+def bring_up(credential: Credential, columns: dict[str, Any]) -> None:
+    """Give an instance what its row says, in one step, and never what it said before.
+
+    Threads may share the instance, and one of them may have read the row long ago. Secrets come
+    encrypted.
+    """
+    with _bringing_up:
+        known = credential.__dict__.get("generation")
+        if known is None or columns["generation"] >= known:
+            credential.__dict__.update(columns)
+
+
+def refresh_plan() -> Plan:
+    """Return when pairs are refreshed, by the settings."""
+    return Plan(conf.REFRESH_FRACTION, conf.REFRESH_TOKEN_DAYS * 86_400.0)
+
+
 def columns_for(
-    pair: oauth.TokenPair, *, seed: str, fraction: float, now: datetime | DatabaseNow
+    pair: oauth.TokenPair, *, seed: str, plan: Plan, now: datetime | DatabaseNow
 ) -> dict[str, Any]:
     """Return what a new pair makes of a row, counted from ``now`` by whichever clock it is."""
     seconds_left = pair.seconds_left
-    delay = timing.refresh_delay(seconds_left, fraction=fraction, seed=seed, now=datetime.now(UTC))
+    delay = plan.delay(seconds_left, seed=seed, now=datetime.now(UTC))
     columns: dict[str, Any] = {
         "access_token": seal(pair.access_token),
         "issued_at": now,
@@ -83,8 +135,7 @@ def columns_for(
         "failures": 0,
         "unanswered_attempts": 0,
         "last_error": "",
-        "lease_until": None,
-        "lease_id": "",
+        **NO_LEASE,
     }
     if pair.refresh_token is not None:
         columns["refresh_token"] = seal(pair.refresh_token)

@@ -1,4 +1,4 @@
-"""Signals, sent after the commit, each with ``credential`` (the instance) and the words below.
+"""Signals, sent after the commit, with the words below; ``credential`` is the instance.
 
 A receiver that raises is logged and stops nothing. Inside a caller's ``atomic()`` the pair is
 committed already when the signal comes, but a receiver's own writes still belong to the caller.
@@ -6,11 +6,17 @@ committed already when the signal comes, but a receiver's own writes still belon
 
 from django.dispatch import Signal
 
-# created: bool (False where an account was connected again), user: the person, or None
+# credential, created: bool (False where it was connected again), user: the person, or None
 credential_connected = Signal()
-# generation: int, duration_seconds: float
+# credential, user: the person, or None
+credential_disconnected = Signal()
+# credential, generation: int, duration_seconds: float
 credential_refreshed = Signal()
-# exception: InfusionsoftError, one of the kinds that need no new authorization
+# credential, exception: InfusionsoftError, one of the kinds that need no new authorization
 refresh_failed = Signal()
-# reason: str, one of Credential.Reason
+# credential, reason: str, one of Credential.Reason
 reauthorization_required = Signal()
+# application: Application, or None for the client in the settings; error: str
+application_rejected = Signal()
+# application, as above: Keap takes its client again
+application_accepted = Signal()

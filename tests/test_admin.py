@@ -22,7 +22,9 @@ from django_infusionsoft.admin import (
     ApplicationAdmin,
     CredentialAdmin,
 )
+from django_infusionsoft.history import fingerprint
 from django_infusionsoft.models import Application, Credential, CredentialEvent
+from django_infusionsoft.rows import process_name
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
 from tests.visits import travel, user_who_may, visitor
 
@@ -427,6 +429,41 @@ def test_credential_that_needs_a_person_has_no_refresh_button(
     html = page(operator, page_of(credential))
     assert "Refresh now" not in html
     assert "Reconnect" in html
+
+
+def test_credential_whose_attempts_had_no_answer_can_be_refreshed_once_more(
+    operator: Client, sandbox: Sandbox, credential: Credential
+) -> None:
+    Credential.objects.update(
+        status="reauthorization_required", reason="unanswered", unanswered_attempts=2
+    )
+    assert "Refresh now" in page(operator, page_of(credential))
+    operator.post(refresh_of(credential))
+    assert Credential.objects.get().status == "connected"
+    assert len(sandbox.token_requests) == 1
+
+
+def test_disconnected_credential_says_so_and_offers_to_reconnect(
+    operator: Client, credential: Credential
+) -> None:
+    credential.disconnect()
+    html = page(operator, page_of(credential))
+    assert "infusionsoft-disconnected" in html
+    assert "Refresh now" not in html
+    assert "Reconnect" in html
+    assert "disconnected" in page(operator, LIST)
+
+
+def test_history_is_searched_by_the_fingerprint_of_a_refresh_token(
+    operator: Client, credential: Credential, connect: Connect
+) -> None:
+    connect("cd456").refresh()
+    presented = fingerprint(credential.refresh_token)
+    credential.refresh()
+    html = page(operator, f"{EVENTS}?q={presented}")
+    assert presented in html
+    assert process_name() in html
+    assert "1 credential event" in html
 
 
 # Refresh selected

@@ -54,8 +54,8 @@ def test_no_client_in_the_settings_is_fine() -> None:
 
 
 def test_lease_that_a_call_can_outlast_is_an_error() -> None:
-    assert ids(INFUSIONSOFT_LEASE_SECONDS=65) == ["E004"]
-    assert ids(INFUSIONSOFT_LEASE_SECONDS=66) == []
+    assert ids(INFUSIONSOFT_LEASE_SECONDS=66) == ["E004"]
+    assert ids(INFUSIONSOFT_LEASE_SECONDS=67) == []
 
 
 def test_naive_datetimes_are_an_error() -> None:

@@ -79,3 +79,9 @@ def test_url_is_refused_when_it_is_none_or_holds_a_password(url: str) -> None:
         pytest.raises(ConfigurationError, match="INFUSIONSOFT_TOKEN_URL"),
     ):
         conf.TOKEN_URL  # noqa: B018
+
+
+@override_settings(INFUSIONSOFT_WAIT_SECONDS=None)
+def test_none_is_no_setting() -> None:
+    with pytest.raises(ConfigurationError, match="WAIT_SECONDS"):
+        _ = conf.WAIT_SECONDS

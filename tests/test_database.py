@@ -1,6 +1,6 @@
 """Transactions of our own, whatever the caller's does, and the database's clock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import Group
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import (
+    DatabaseError,
     IntegrityError,
     OperationalError,
     connection,
@@ -18,8 +19,10 @@ from django.db import (
 from django.db.models import F
 from django.test import TestCase, TransactionTestCase
 
-from django_infusionsoft.database import DatabaseNow, own_transaction
+from django_infusionsoft.database import DatabaseNow, own_transaction, update_row
 from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.fields import seal
+from django_infusionsoft.models import Credential
 from tests.support import threads
 
 ONE_WRITER = "SQLite lets one writer in at a time"
@@ -385,3 +388,71 @@ def test_databases_clock_tells_parts_of_a_second(db: None) -> None:
     Group.objects.create(name="any")
     clock = Group.objects.annotate(now=DatabaseNow()).values_list("now", flat=True)
     assert any(clock.all()[0].microsecond for _ in range(3))
+
+
+# Updates without the ORM
+
+MOMENT = datetime(2026, 3, 4, 5, 17, 30, 123456, tzinfo=UTC)
+COLUMNS: dict[str, Any] = {
+    "access_token": seal("pässword 'quoted' 100%"),
+    "refresh_token": seal("refresh"),
+    "generation": 2**40,
+    "issued_at": MOMENT,
+    "expires_at": MOMENT + timedelta(days=1),
+    "refresh_at": None,
+    "status": Credential.Status.REAUTHORIZATION_REQUIRED,
+    "reason": "",
+    "last_error": "Käse 100% \N{SNOWMAN} 'quoted' \\ \"twice\"",
+    "keap_user_is_admin": True,
+    "lease_until": MOMENT,
+}
+
+
+def facts(credential: Credential) -> dict[str, Any]:
+    """Return what was written, as the database has it now."""
+    found: dict[str, Any] = Credential.objects.filter(pk=credential.pk).values(*COLUMNS).get()
+    return found
+
+
+def test_update_writes_what_the_orm_would(
+    connect: Callable[..., Credential],
+) -> None:
+    ours, orms = connect("ab123"), connect("cd456")
+    where = {"id": ours.pk, "generation": 1}
+    assert update_row("default", Credential, COLUMNS, where=where) == 1
+    assert Credential.objects.filter(pk=orms.pk).update(**COLUMNS) == 1
+    assert facts(ours) == facts(orms) == COLUMNS
+    assert Credential.objects.get(pk=ours.pk).access_token == "pässword 'quoted' 100%"
+
+
+def test_update_writes_what_the_orm_would_where_the_value_was_another(
+    connect: Callable[..., Credential],
+) -> None:
+    credential = connect()
+    for columns in (COLUMNS, {"refresh_at": MOMENT, "lease_until": None, "generation": 3}):
+        where = {"id": credential.pk}
+        assert update_row("default", Credential, columns, where=where) == 1
+    row = Credential.objects.get(pk=credential.pk)
+    assert (row.refresh_at, row.lease_until, row.generation) == (MOMENT, None, 3)
+
+
+def test_update_is_of_no_other_row_and_returns_how_many_there_were(
+    connect: Callable[..., Credential],
+) -> None:
+    ours, other = connect("ab123"), connect("cd456")
+    before = facts(other)
+    for where in ({"id": ours.pk, "generation": 7}, {"id": ours.pk + other.pk, "generation": 1}):
+        assert update_row("default", Credential, {"generation": 9}, where=where) == 0
+    assert update_row("default", Credential, {"generation": 9}, where={"id": ours.pk}) == 1
+    assert facts(other) == before
+    assert update_row("default", Credential, {"failures": 1}, where={"failures": 0}) == 2
+
+
+def test_update_that_fails_leaves_a_transaction_to_be_rolled_back(
+    credential: Credential, transactional_db: None
+) -> None:
+    with transaction.atomic():
+        with pytest.raises(DatabaseError):
+            update_row("default", Credential, {"status": None}, where={"id": credential.pk})
+        assert transaction.get_rollback()
+    assert facts(credential)["status"] == "connected"

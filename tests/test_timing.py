@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from django_infusionsoft.timing import BUSY_SECONDS, backoff, refresh_delay
+from django_infusionsoft.timing import BUSY_SECONDS, Plan, backoff
 
 DAY = 86_400
 NOW = datetime(2026, 3, 4, 5, 17, 30, tzinfo=UTC)
@@ -12,7 +12,8 @@ SEEDS = [f"ab{n}" for n in range(2000)]
 
 
 def delays(life: float, now: datetime = NOW) -> list[float]:
-    return [refresh_delay(life, fraction=0.75, seed=seed, now=now) for seed in SEEDS]
+    plan = Plan(fraction=0.75)
+    return [plan.delay(life, seed=seed, now=now) for seed in SEEDS]
 
 
 def test_refresh_comes_well_before_the_end_and_not_too_often() -> None:
@@ -43,6 +44,22 @@ def test_short_lives_of_a_sandbox_are_refreshed_before_their_end() -> None:
 @pytest.mark.parametrize("life", [0, -5, -1e9])
 def test_refresh_is_due_at_once_when_the_access_token_has_ended(life: float) -> None:
     assert set(delays(life)) == {0}
+
+
+def test_refresh_token_is_used_in_time_when_the_access_token_lives_for_a_year() -> None:
+    assert all(31 * DAY < delay < 37 * DAY for delay in delays(365 * DAY))
+
+
+@pytest.mark.parametrize(("days", "fraction"), [(45, 0.5), (10, 0.75), (1, 0.9)])
+def test_refresh_token_is_used_before_the_part_of_its_own_life_is_over(
+    days: int, fraction: float
+) -> None:
+    plan = Plan(fraction, refresh_token_seconds=days * DAY)
+    for seed in SEEDS:
+        delay = plan.delay(365 * DAY, seed=seed, now=NOW)
+        assert delay <= days * DAY * (fraction + 0.05)
+        # An hour's rush, and the hour before it, may be stayed away from.
+        assert delay >= days * DAY * (fraction - 0.05) - 3600
 
 
 def test_pause_grows_from_minutes_to_an_hour() -> None:
