@@ -7,18 +7,23 @@ apart by what became of the grant. Nothing here repeats a request or follows a r
 from __future__ import annotations
 
 import json
+import math
 import re
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
 import requests
 from django.views.decorators.debug import sensitive_variables
 from oauthlib.oauth2 import WebApplicationClient
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError
@@ -31,6 +36,7 @@ from django_infusionsoft.exceptions import (
     GrantRejected,
     InfusionsoftError,
     OutcomeUnknown,
+    RateLimited,
     TemporarilyUnavailable,
 )
 
@@ -40,6 +46,8 @@ MAX_REPLY_BYTES: Final = 256 * 1024
 # costs one refresh too many, and a long one would hand out dead access tokens.
 DEFAULT_LIFETIME_SECONDS: Final = 3600
 MAX_LIFETIME_SECONDS: Final = 366 * 86_400
+# What a probe presents.
+NO_TOKEN: Final = "django-infusionsoft-asks-whether-anybody-answers"  # noqa: S105
 
 FORM_HEADERS: Final = {
     "Accept": "application/json",
@@ -109,18 +117,35 @@ def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
 
 
 @sensitive_variables()
-def refresh(client: Client, refresh_token: str) -> TokenPair:
+def refresh(client: Client, refresh_token: str, *, until: float = math.inf) -> TokenPair:
     """Present ``refresh_token`` once (RFC 6749 section 6); Basic authentication, no other fields.
 
+    :param until: the reading of ``time.monotonic()`` after which nothing is sent any more.
     :raises GrantRejected: Keap says that the refresh token is unknown, used, revoked or expired.
         ``reason`` is ``"expired"`` where it says so, else empty.
     :raises ClientRejected: the client id or secret is wrong; the refresh token was not looked at.
     :raises OutcomeUnknown: the request was sent and no whole answer came back.
+    :raises RateLimited: Keap wants fewer requests.
     :raises TemporarilyUnavailable: Keap could not be reached or is not itself.
     """
     body = WebApplicationClient(client.client_id).prepare_refresh_body(refresh_token=refresh_token)
-    auth = HTTPBasicAuth(client.client_id.encode(), client.client_secret.encode())
-    return _post(body, auth, refused=_is_refused_refresh_token)
+    with transport.sending_until(until):
+        return _post(body, _basic(client), refused=_is_refused_refresh_token)
+
+
+@sensitive_variables()
+def probe(client: Client) -> None:
+    """Find out, at the cost of no grant, whether Keap answers and takes the client.
+
+    Presents a refresh token that has never been one. Being told so is the answer hoped for: the
+    client has been looked at by then (keap-facts 2.3).
+
+    :raises ClientRejected: the client id or secret is wrong.
+    :raises TemporarilyUnavailable: no such answer came.
+    """
+    body = WebApplicationClient(client.client_id).prepare_refresh_body(refresh_token=NO_TOKEN)
+    with suppress(GrantRejected):
+        _post(body, _basic(client), refused=lambda error, description: True)
 
 
 def account_in_scope(scope: object) -> str | None:
@@ -138,6 +163,10 @@ def normalize_account(account: object) -> str | None:
     return name if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", name) else None
 
 
+def _basic(client: Client) -> AuthBase:
+    return HTTPBasicAuth(client.client_id.encode(), client.client_secret.encode())
+
+
 class _NoAuth(AuthBase):
     """Keeps requests from adding what it finds in a netrc file."""
 
@@ -145,27 +174,33 @@ class _NoAuth(AuthBase):
         return r
 
 
-class _Session(OAuth2Session):
-    """An OAuth2Session whose transport is plain requests.
+class _Sessions(threading.local):
+    """A session for each thread. Making one takes as long as half a request."""
 
-    Its own ``request`` writes headers and body to the log at DEBUG, and allows a loopback
-    ``http://`` only to a whole process at once. ``conf`` has checked the URL already.
-    """
+    _session: requests.Session | None = None
+    _adapter: HTTPAdapter | None = None
 
-    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
-        return requests.Session.request(self, method, url, **kwargs)
+    def current(self) -> requests.Session:
+        """Return this thread's, with the connections that are in use now."""
+        adapter = transport.adapter()
+        if self._session is None or self._adapter is not adapter:
+            self._session, self._adapter = requests.Session(), adapter
+            self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            self._session.mount("https://", adapter)
+            self._session.mount("http://", adapter)
+        return self._session
+
+
+_sessions = _Sessions()
 
 
 @sensitive_variables()
 def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> TokenPair:
-    # No scope on this session: a reply whose scope differs would raise (oauthlib).
-    session = _Session()
-    session.mount("https://", adapter := transport.adapter())
-    session.mount("http://", adapter)
-    url = conf.TOKEN_URL
+    # Not an OAuth2Session: that raises where a reply's scope differs, writes headers and body to
+    # the log at DEBUG, and allows a loopback http:// only to a whole process at once.
     try:
-        response = session.post(
-            url,
+        response = _sessions.current().post(
+            conf.TOKEN_URL,
             data=body,
             headers=FORM_HEADERS,
             auth=auth,
@@ -182,25 +217,21 @@ def _post(body: str, auth: AuthBase, *, refused: Callable[[str, str], bool]) -> 
 
 def _transport_error(error: Exception) -> InfusionsoftError:
     host = urlsplit(conf.TOKEN_URL).netloc
-    if _was_not_sent(error):
-        return TemporarilyUnavailable(
-            f"No connection to {host} ({type(error).__name__}): nothing was sent."
-        )
+    if (failure := _failure_to_connect(error)) is not None:
+        what = type(failure.__cause__ or failure).__name__
+        return TemporarilyUnavailable(f"No connection to {host} ({what}): nothing was sent.")
     return OutcomeUnknown(
         f"{host} took the request and the answer was lost ({type(error).__name__})."
     )
 
 
-def _was_not_sent(error: Exception) -> bool:
-    """True only where it is certain; a reset may come after Keap has rotated."""
+def _failure_to_connect(error: Exception) -> BaseException | None:
+    """Return it only where it is certain; a reset may come after Keap has rotated."""
     if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
-        return True
+        return error
     cause = error.args[0] if error.args else None
     reason = cause.reason if isinstance(cause, MaxRetryError) else cause
-    return isinstance(reason, NewConnectionError | ConnectTimeoutError) or (
-        isinstance(error, requests.exceptions.SSLError)
-        and "CERTIFICATE_VERIFY_FAILED" in str(reason)
-    )
+    return reason if isinstance(reason, NewConnectionError | ConnectTimeoutError) else None
 
 
 def _judge(
@@ -290,7 +321,8 @@ def _error(reply: dict[str, Any]) -> tuple[str, str]:
 
 
 def _unavailable(response: requests.Response, what: str) -> TemporarilyUnavailable:
-    return TemporarilyUnavailable(
+    kind = RateLimited if response.status_code == 429 else TemporarilyUnavailable
+    return kind(
         f"Keap's token endpoint answered HTTP {response.status_code}, {what}.",
         retry_after=_retry_after(response.headers.get("Retry-After")),
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
@@ -17,6 +17,37 @@ from django_infusionsoft.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
+
+# For a question whose answer is not worth a longer wait.
+LOOK_TIMEOUT_SECONDS: Final = 5.0
+BEARER: Final = "Bearer "
+UNKNOWN: Final = "unknown"
+# What nobody can read otherwise than as a path below the base: no scheme, no host, no dots.
+PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", re.ASCII)
+
+
+def is_accepted(access_token: str) -> bool:
+    """Tell whether Keap's API takes an access token; no answer is no.
+
+    Asks for the user who connected it, which needs no permission (keap-facts 3).
+    """
+
+    def bearing(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # Not by the headers: requests would prefer what it finds in a netrc file.
+        request.headers["Authorization"] = f"Bearer {access_token}"
+        return request
+
+    try:
+        with requests.get(
+            _resolve("v2/oauth/connect/userinfo"),
+            auth=bearing,
+            timeout=LOOK_TIMEOUT_SECONDS,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            return response.status_code == 200
+    except (requests.RequestException, ConfigurationError):
+        return False
 
 
 class BearerAuth(AuthBase):
@@ -33,39 +64,54 @@ class BearerAuth(AuthBase):
         self._credential = credential
         self._survives_401 = survives_401
         self._rejected_when_new = ""
+        # What was decrypted last, and what it was.
+        self._sealed: object = UNKNOWN
+        self._bearer = ""
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        access_token = self._credential.get_access_token()
-        r.headers["Authorization"] = f"Bearer {access_token}"
-        if self._survives_401 and access_token != self._rejected_when_new:
-            r.register_hook(  # type: ignore[no-untyped-call]
-                "response", self._repeat_after(access_token)
-            )
+        bearer = r.headers["Authorization"] = self._current()
+        if self._survives_401 and bearer != self._rejected_when_new:
+            r.hooks["response"].append(self._repeat_after_401)
         return r
 
-    def _repeat_after(self, rejected: str) -> Callable[..., requests.Response]:
-        def handle(response: requests.Response, **kwargs: Any) -> requests.Response:
-            request = response.request
-            # A redirect to another host brings this hook along, and not the access token.
-            is_ours = request.headers.get("Authorization") == f"Bearer {rejected}"
-            if response.status_code != 401 or not is_ours:
-                return response
-            response.content  # noqa: B018  # read to the end, the connection can be used again
-            response.close()
-            access_token = self._credential.replace_access_token(rejected)
-            if not _can_repeat(request):
-                return response  # but the caller can, and meets the new access token
-            again = request.copy()
-            again.headers["Authorization"] = f"Bearer {access_token}"
-            if _is_stream(again.body):
-                rewind_body(again)
-            repeated = response.connection.send(again, **kwargs)
-            repeated.history.append(response)
-            if repeated.status_code == 401:
-                self._rejected_when_new = access_token
-            return repeated
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle holds no secret that is not encrypted.
+        return {**self.__dict__, "_sealed": UNKNOWN, "_bearer": "", "_rejected_when_new": ""}
 
-        return handle
+    def _current(self) -> str:
+        credential = self._credential
+        sealed = credential.__dict__.get("access_token")
+        if sealed is self._sealed and credential.has_fresh_access_token:
+            return self._bearer
+        access_token = credential.get_access_token()
+        sealed = credential.__dict__.get("access_token")
+        bearer = f"{BEARER}{access_token}"
+        if credential.access_token == access_token:  # and not another thread's newer one by now
+            self._sealed, self._bearer = sealed, bearer
+        return bearer
+
+    def _repeat_after_401(self, response: requests.Response, **kwargs: Any) -> requests.Response:
+        if response.status_code != 401:
+            return response
+        request = response.request
+        # A redirect to another host brings this hook along, and not the access token.
+        rejected = request.headers.get("Authorization", "")
+        if not rejected.startswith(BEARER):
+            return response
+        response.content  # noqa: B018  # read to the end, the connection can be used again
+        response.close()
+        access_token = self._credential.replace_access_token(rejected.removeprefix(BEARER))
+        if not _can_repeat(request):
+            return response  # but the caller can, and meets the new access token
+        again = request.copy()
+        bearer = again.headers["Authorization"] = f"{BEARER}{access_token}"
+        if _is_stream(again.body):
+            rewind_body(again)
+        repeated = response.connection.send(again, **kwargs)
+        repeated.history.append(response)
+        if repeated.status_code == 401:
+            self._rejected_when_new = bearer
+        return repeated
 
 
 class CredentialSession(requests.Session):
@@ -98,8 +144,11 @@ class CredentialSession(requests.Session):
 def _resolve(url: str) -> str:
     base = conf.API_URL
     base = base if base.endswith("/") else base + "/"
+    path = url.lstrip("/")
+    if PLAIN_PATH.fullmatch(path):
+        return base + path
     try:
-        resolved = urlsplit(urljoin(base, url.lstrip("/")))
+        resolved = urlsplit(urljoin(base, path))
         is_keap = _origin(resolved) == _origin(api := urlsplit(base))
     except ValueError as error:
         raise InvalidURL(f"{error}: {url!r}") from None

@@ -6,17 +6,20 @@ bound at all. A lease needs to know how long a call can take.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.response import BaseHTTPResponse
 
 from django_infusionsoft.conf import conf
@@ -26,9 +29,32 @@ from django_infusionsoft.conf import conf
 MAX_AGE_SECONDS: Final = 15.0
 
 
+# How long the thread lives that has nothing to watch.
+IDLE_SECONDS: Final = 30.0
+# An answer that came while this process was stopped is taken before it would be cut off.
+GRACE_SECONDS: Final = 1.0
+
+_call = threading.local()
+
+
 def longest_call_seconds() -> float:
     """Return how long one call can take: to connect, for the head of the answer, for its body."""
-    return conf.CONNECT_TIMEOUT_SECONDS + 2 * conf.READ_TIMEOUT_SECONDS
+    return conf.CONNECT_TIMEOUT_SECONDS + longest_answer_seconds()
+
+
+def longest_answer_seconds() -> float:
+    """Return how long a call can take once it is connected."""
+    return 2 * conf.READ_TIMEOUT_SECONDS + GRACE_SECONDS
+
+
+@contextmanager
+def sending_until(moment: float) -> Iterator[None]:
+    """Let this thread's calls in the block send nothing after ``moment``, as monotonic time."""
+    _call.ends_at = moment
+    try:
+        yield
+    finally:
+        del _call.ends_at
 
 
 class _Bounded(HTTPConnection):
@@ -36,31 +62,120 @@ class _Bounded(HTTPConnection):
 
     def connect(self) -> None:
         started = time.monotonic()
-        super().connect()
+        try:
+            super().connect()
+        except OSError as error:  # TLS included
+            raise NewConnectionError(self, type(error).__name__) from error
         if time.monotonic() - started > conf.CONNECT_TIMEOUT_SECONDS:
             self.close()
             raise ConnectTimeoutError(self, "Connected too late to send anything.")
 
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        # The last look before the wire: whatever took its time, or was stopped, was before this.
+        if time.monotonic() > getattr(_call, "ends_at", math.inf):
+            self.close()
+            raise ConnectTimeoutError(self, "Too late to send anything.")
+        try:
+            _watch.be_there()
+        except RuntimeError as error:  # no more threads
+            self.close()
+            raise NewConnectionError(self, "Nobody would end a wait.") from error
+        super().request(*args, **kwargs)
+
     def getresponse(self) -> Any:
-        is_over = threading.Event()
-
-        def cut_off(sock: socket.socket) -> None:
-            is_over.set()
-            with suppress(OSError):  # gone already
-                # Past the methods of TLS, which are not for two threads.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-        watch = threading.Timer(conf.READ_TIMEOUT_SECONDS, cut_off, [self.sock])
-        watch.daemon = True
-        watch.start()
+        wait = _Wait(self.sock, time.monotonic() + conf.READ_TIMEOUT_SECONDS)
+        with suppress(RuntimeError):  # no more threads: the socket's own timeout has to do
+            _watch.begin(wait)
+            # Which passes over an answer that is there when it ends.
+            self.timeout = None
         try:
             response = super().getresponse()
+            with suppress(OSError):  # closed with the answer read whole
+                wait.sock.settimeout(conf.READ_TIMEOUT_SECONDS)
         finally:
-            watch.cancel()
-        if is_over.is_set():  # half a head can pass for a whole one
+            _watch.end(wait)
+        if wait.is_cut_off:  # half a head can pass for a whole one
             response.close()
             raise TimeoutError
         return response
+
+
+@dataclass(eq=False, slots=True)
+class _Wait:
+    """A call that waits for the head of its answer."""
+
+    sock: socket.socket
+    ends_at: float
+    """By ``time.monotonic()``."""
+    has_grace: bool = False
+    is_cut_off: bool = False
+
+
+class _Watch:
+    """A thread that ends the waits of a process that take too long."""
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._waits: set[_Wait] = set()
+        self._thread: threading.Thread | None = None
+        self._looks_at = self._asked_at = 0.0
+
+    def be_there(self) -> None:
+        """Start the thread if it does not run; ``RuntimeError`` where it cannot be."""
+        with self._changed:
+            self._start()
+
+    def begin(self, wait: _Wait) -> None:
+        """Watch a wait from now on; ``RuntimeError`` where nobody can."""
+        with self._changed:
+            self._start()  # it may have ended while this process was stopped
+            self._waits.add(wait)
+            if wait.ends_at < self._looks_at:
+                self._changed.notify()
+
+    def end(self, wait: _Wait) -> None:
+        with self._changed:
+            self._waits.discard(wait)
+
+    def _start(self) -> None:
+        self._asked_at = time.monotonic()
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._run, daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._waits or time.monotonic() < self._asked_at + IDLE_SECONDS:
+                now = time.monotonic()
+                for wait in [each for each in self._waits if each.ends_at <= now]:
+                    self._end(wait, now)
+                ends = (each.ends_at for each in self._waits)
+                self._looks_at = min(ends, default=now + IDLE_SECONDS)
+                self._changed.wait(self._looks_at - now)
+            self._thread = None
+
+    def _end(self, wait: _Wait, now: float) -> None:
+        # Whether this process was stopped for longer than the timeout cannot be told. If so, the
+        # answer may be there, and the thread that waits for it needs a moment.
+        if not wait.has_grace:
+            wait.has_grace, wait.ends_at = True, now + GRACE_SECONDS
+            return
+        self._waits.discard(wait)
+        wait.is_cut_off = True
+        # Past the methods of TLS, which are not for two threads; TLS in TLS is no socket at all.
+        sock = getattr(wait.sock, "socket", wait.sock)
+        with suppress(OSError, TypeError):  # gone already
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+_watch = _Watch()
 
 
 class _BoundedTLS(_Bounded, HTTPSConnection):

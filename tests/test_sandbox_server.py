@@ -44,6 +44,7 @@ def test_settings_point_at_the_sandbox(sandbox: Sandbox) -> None:
         "INFUSIONSOFT_AUTHORIZE_URL": f"{base}/app/oauth/authorize",
         "INFUSIONSOFT_TOKEN_URL": f"{base}/token",
         "INFUSIONSOFT_API_URL": f"{base}/crm/rest/",
+        "INFUSIONSOFT_REFRESH_RATE": 0,
     }
 
 

@@ -1,6 +1,7 @@
 """API clients on a credential: where the access token goes, and what follows a 401."""
 
 import io
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -658,3 +659,19 @@ def test_accounts_never_mix_when_many_threads_call(
         assert done.result() == names[account] * 5
     assert sorted(request.account for request in sandbox.token_requests) == ["ab123", "ef789"]
     assert sandbox.replays == 0
+
+
+def test_pickled_session_holds_no_secret(credential: Credential) -> None:
+    session = credential.session()
+    session.get("v1/account/profile")
+    access_token = credential.access_token
+    pickled = pickle.dumps(session)
+    assert access_token.encode() not in pickled
+    assert pickle.loads(pickled).get("v1/account/profile").ok  # noqa: S301  # our own
+
+
+def test_access_token_that_was_left_out_is_loaded_when_it_is_needed(
+    credential: Credential,
+) -> None:
+    deferred = Credential.objects.defer("access_token").get()
+    assert deferred.session().get("v1/account/profile").ok
