@@ -1,65 +1,92 @@
 """One attempt: send → store → tell. Whoever calls holds the lease.
 
 Nothing is held over the network (send), nothing fallible stands between the reply and its one
-write (store), and everything else comes after (tell).
+write (store), and everything else comes after (tell). The reply is in the spool while it waits for
+its write, so that it outlives this process.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db import Error
-from django.db.models import Case, CharField, F, Value, When
+from django.db.models import F
 from django.views.decorators.debug import sensitive_variables
 
-from django_infusionsoft import history, oauth, signals, timing
+from django_infusionsoft import breaker, history, oauth, sessions, signals, spool, timing
 from django_infusionsoft.choices import EventKind, Outcome, Reason, Status
-from django_infusionsoft.conf import conf
-from django_infusionsoft.database import DatabaseNow, own_transaction, persist
+from django_infusionsoft.database import (
+    DatabaseNow,
+    database_name,
+    own_transaction,
+    persist,
+    update_row,
+)
 from django_infusionsoft.exceptions import (
+    ClientRejected,
     ConfigurationError,
+    DatabaseBusy,
     DecryptionError,
     GrantRejected,
     InfusionsoftError,
     OutcomeUnknown,
+    RateLimited,
     ReauthorizationRequired,
     RefreshInProgress,
+    SpoolError,
     TemporarilyUnavailable,
 )
-from django_infusionsoft.leases import Lease, held
-from django_infusionsoft.rows import alias_of, columns_for, look, row_of
+from django_infusionsoft.leases import Claim, held
+from django_infusionsoft.rows import (
+    NO_LEASE,
+    alias_of,
+    bring_up,
+    columns_for,
+    look,
+    refresh_plan,
+)
+from django_infusionsoft.timing import Plan
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
 
 logger = logging.getLogger("django_infusionsoft")
 
+# What a look at the API may take of a lease that a rejection has left over.
+LOOK_SECONDS: Final = 20.0
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One presentation of a refresh token, and what came of it."""
+    """What was tried with one refresh token, and what came of it."""
 
     credential: Credential
-    lease: Lease
     generation: int
     """The one presented. The instance's may move on: threads may share it."""
-    result: oauth.TokenPair | InfusionsoftError
-    seconds: float
-    fingerprint: str
+    result: spool.Slip | InfusionsoftError
+    """The new pair, in the spool if there is one, or what went wrong."""
+    plan: Plan = field(default_factory=Plan)
+    """As the settings say, read before the call: after it nothing may fail any more."""
+    lease_id: str = ""
+    due_at: datetime | None = None
+    fingerprint: str = ""
     """Of the refresh token presented; empty where none was."""
-    fraction: float
-    """``REFRESH_FRACTION``, read before the call: after it nothing may fail any more."""
+    seconds: float | None = None
+    """How long Keap took; ``None`` where it was not asked."""
 
     @property
     def details(self) -> dict[str, Any]:
         """What every event of an attempt tells."""
         return {
             "fingerprint": self.fingerprint,
-            "duration_ms": round(self.seconds * 1000),
+            "duration_ms": None if self.seconds is None else round(self.seconds * 1000),
         }
 
 
@@ -75,81 +102,139 @@ class Settled:
     """What the history tells of it."""
 
 
-def present(credential: Credential, lease: Lease) -> None:
-    """Present the refresh token, and take over what comes of it.
-
-    :raises InfusionsoftError: no new pair came; what this means is written down.
-    """
-    settled = settle(send(credential, lease))
-    tell(settled)
-    if settled.error is not None:
-        raise settled.error
-
-
 @sensitive_variables()
-def send(credential: Credential, lease: Lease) -> Attempt:
+def send(claim: Claim) -> Attempt:
     """Present the refresh token once. Runs in threads, and so touches no database.
 
-    What is the credential's ``client`` has been loaded with it.
+    What is the credential's ``client`` has been loaded with it. Where the spool has the answer to
+    this refresh token already, that is it.
     """
-    started, generation = time.monotonic(), credential.generation
-    fingerprint, fraction = "", 0.0
+    credential = claim.credential
+    attempt = partial(
+        Attempt,
+        credential,
+        credential.generation,
+        lease_id=claim.lease.id,
+        due_at=claim.due_at,
+    )
     try:
-        fraction = conf.REFRESH_FRACTION
+        attempt = partial(attempt, plan=refresh_plan())
         client, refresh_token = credential.client, credential.refresh_token
-        if not lease.allows_sending:
-            raise RefreshInProgress(
-                "Too little is left of the lease for a call: nothing was sent."
-            )
-        fingerprint = history.fingerprint(refresh_token)
-        result: oauth.TokenPair | InfusionsoftError = oauth.refresh(client, refresh_token)
+        place = _place(credential, refresh_token)
+        if slip := spool.find(place, in_flight=True):
+            return attempt(result=slip, fingerprint=place.fingerprint)
+        _require_chance(claim)
+    except InfusionsoftError as error:
+        return attempt(result=error)
+    except Exception:
+        # A lease that is not given back would count as an attempt.
+        logger.exception("nothing_sent credential=%s", credential.pk)
+        broken = "Something broke before anything was sent: see the log."
+        return attempt(result=TemporarilyUnavailable(broken))
+    started = time.monotonic()
+    try:
+        pair = oauth.refresh(client, refresh_token, until=claim.lease.send_until)
+        # Nothing between the reply and this: it is what outlives a process that is killed.
+        result: spool.Slip | InfusionsoftError = spool.keep(place, pair)
+    except GrantRejected as error:
+        result = _explained(claim, error)
     except InfusionsoftError as error:
         result = error
     seconds = time.monotonic() - started
-    return Attempt(credential, lease, generation, result, seconds, fingerprint, fraction)
+    return attempt(result=result, fingerprint=place.fingerprint, seconds=seconds)
 
 
-def settle(attempt: Attempt) -> Settled:
+def attempt_from(credential: Credential, slip: spool.Slip) -> Attempt:
+    """Return the attempt that got the pair in the spool, to be settled now."""
+    return Attempt(
+        credential,
+        slip.place.generation,
+        slip,
+        refresh_plan(),
+        fingerprint=slip.place.fingerprint,
+    )
+
+
+def place_of(credential: Credential) -> spool.Place:
+    """Return where the spool has the answer to a credential's refresh token, if it has one.
+
+    :raises DecryptionError: no key opens the refresh token.
+    """
+    return _place(credential, credential.refresh_token)
+
+
+def _place(credential: Credential, refresh_token: str) -> spool.Place:
+    return spool.Place(
+        database_name(alias_of(credential)),
+        credential.pk,
+        credential.generation,
+        history.fingerprint(refresh_token),
+    )
+
+
+def settle(attempt: Attempt, *, patience: Iterator[float] | None = None) -> Settled:
     """Write the outcome down.
 
-    What interrupts this (Ctrl-C, a time limit of Celery's) is raised once it is done: the reply
-    exists nowhere else.
+    What interrupts this (Ctrl-C, a time limit of Celery's) is raised once it is done: without a
+    spool the reply exists nowhere else.
+
+    :param patience: the pauses of ``persist``, where several share them.
     """
     try:
-        return _settle(attempt)
-    except Error:  # for which it has been tried for long enough
+        return _settle(attempt, patience)
+    except (Error, DatabaseBusy):  # for which it has been tried for long enough
         raise
     except BaseException:
-        _settle(attempt)
+        _settle(attempt, patience)
         raise
 
 
-def tell(settled: Settled) -> None:
-    """Write the event and send the signal; the log line comes with the event."""
-    if settled.kind is None:
-        return
+def tell(all_settled: Sequence[Settled]) -> None:
+    """Write the events and send the signals; the log lines come with the events."""
+    history.record_all(
+        [_entry(settled, settled.kind) for settled in all_settled if settled.kind is not None]
+    )
+    for settled in all_settled:
+        _send_signal(settled, settled.attempt.credential)
+
+
+def _entry(settled: Settled, kind: EventKind) -> history.Entry:
     attempt, result = settled.attempt, settled.attempt.result
     credential = attempt.credential
-    history.record(
-        credential,
-        settled.kind,
-        outcome=settled.outcome,
-        reason=credential.reason,
-        detail=str(result) if isinstance(result, InfusionsoftError) else "",
+    details = {
+        "outcome": settled.outcome,
+        "reason": credential.reason,
+        "detail": str(result) if isinstance(result, InfusionsoftError) else "",
         **attempt.details,
+    }
+    return history.Entry(credential, kind, details)
+
+
+def tell_abandoned(claim: Claim) -> None:
+    """Tell of the attempt before this one, if nobody has: its process died or is stuck."""
+    if claim.abandoned_by is None:
+        return
+    details: dict[str, Any] = {}
+    with suppress(DecryptionError):
+        details["fingerprint"] = history.fingerprint(claim.credential.refresh_token)
+    history.record(
+        claim.credential,
+        EventKind.ABANDONED,
+        outcome=Outcome.UNKNOWN,
+        worker=claim.abandoned_by,
+        **details,
     )
-    _send_signal(settled, credential)
 
 
 def _send_signal(settled: Settled, credential: Credential) -> None:
     sender = type(credential)
     match settled.kind:
-        case EventKind.REFRESHED:
+        case EventKind.REFRESHED | EventKind.RECOVERED:
             signals.credential_refreshed.send_robust(
                 sender=sender,
                 credential=credential,
                 generation=credential.generation,
-                duration_seconds=settled.attempt.seconds,
+                duration_seconds=settled.attempt.seconds or 0.0,
             )
         case EventKind.REAUTHORIZATION_REQUIRED:
             signals.reauthorization_required.send_robust(
@@ -161,21 +246,55 @@ def _send_signal(settled: Settled, credential: Credential) -> None:
             )
 
 
-def _settle(attempt: Attempt) -> Settled:
+def _require_chance(claim: Claim) -> None:
+    """Raise what keeps this claim from presenting anything."""
+    if not claim.may_present:
+        raise ReauthorizationRequired(
+            "Two attempts ended without an answer, so the refresh token is not presented again by "
+            "itself.",
+            reason=Reason.UNANSWERED,
+        )
+    if not claim.lease.allows_a_call:
+        raise RefreshInProgress("Too little is left of the lease for a call: nothing was sent.")
+
+
+def _explained(claim: Claim, error: GrantRejected) -> GrantRejected:
+    """Tell a grant that has ended from one that is alive and whose refresh token others used.
+
+    The access token tells: it ends with the grant, and not with a refresh.
+    """
+    credential = claim.credential
+    is_first = not credential.failures and not credential.unanswered_attempts
+    has_time = time.monotonic() + LOOK_SECONDS < claim.lease.ends_at
+    if error.reason or not is_first or not has_time or not credential.has_living_access_token:
+        return error
     try:
-        return _judge(attempt)
+        if not sessions.is_accepted(credential.access_token):
+            return error
+    except DecryptionError:
+        return error
+    return GrantRejected(
+        "Keap refused a refresh token that we never presented before, and takes the access token "
+        "that came with it: somebody else has used it, such as a copy of this database.",
+        reason=Reason.USED_ELSEWHERE,
+    )
+
+
+def _settle(attempt: Attempt, patience: Iterator[float] | None) -> Settled:
+    try:
+        return _judge(attempt, patience)
     except ReauthorizationRequired as gone:  # the row, while Keap was being asked
         logger.warning("reply_without_a_row credential=%s", attempt.credential.pk)
         return Settled(attempt, Outcome.REJECTED, gone)
 
 
-def _judge(attempt: Attempt) -> Settled:
+def _judge(attempt: Attempt, patience: Iterator[float] | None) -> Settled:
     match attempt.result:
-        case oauth.TokenPair() as pair:
-            return _store(attempt, pair)
-        case GrantRejected() as error:
+        case spool.Slip() as slip:
+            return _store(attempt, slip, patience)
+        case ReauthorizationRequired() as error:
             return _reject(attempt, error)
-        case DecryptionError() as error:
+        case DecryptionError() | SpoolError() as error:
             outcome = Outcome.UNREADABLE
         case ConfigurationError() as error:
             outcome = Outcome.MISCONFIGURED
@@ -183,75 +302,77 @@ def _judge(attempt: Attempt) -> Settled:
             outcome = Outcome.UNKNOWN
         case InfusionsoftError() as error:
             outcome = Outcome.UNAVAILABLE
-    _postpone(attempt, outcome, error)
-    return Settled(attempt, outcome, error, EventKind.REFRESH_FAILED)
+    return _postpone(attempt, outcome, error)
 
 
-def _store(attempt: Attempt, pair: oauth.TokenPair) -> Settled:
+@sensitive_variables()
+def _store(attempt: Attempt, slip: spool.Slip, patience: Iterator[float] | None) -> Settled:
     """Store the pair where the generation still matches."""
-    credential = attempt.credential
+    credential, pair = attempt.credential, slip.pair
+    alias, is_recovery = alias_of(credential), attempt.seconds is None
+    if is_recovery:
+        look(credential)  # for the database's clock, which a claim has read
+    columns = columns_for(pair, seed=str(credential), plan=attempt.plan, now=credential.now)
+    columns["generation"] = attempt.generation + 1
 
     def write() -> int:
-        columns = columns_for(
-            pair, seed=str(credential), fraction=attempt.fraction, now=DatabaseNow()
-        )
-        same = row_of(credential).filter(generation=attempt.generation)
-        return same.update(generation=F("generation") + 1, **columns)
+        same = {"id": credential.pk, "generation": attempt.generation}
+        return update_row(alias, type(credential), columns, where=same)
 
     who = f"credential={credential.pk} account={credential.account}"
-    if persist(alias_of(credential), write, what=who):
-        _adopt(attempt, pair)
-        return Settled(attempt, Outcome.OK, kind=EventKind.REFRESHED)
+    is_ours = bool(persist(alias, write, what=who, secure=slip.secure, patience=patience))
+    slip.forget()
+    if is_ours:
+        bring_up(credential, columns)
+        kind = EventKind.RECOVERED if is_recovery else EventKind.REFRESHED
+        return Settled(attempt, Outcome.OK, kind=kind)
     look(credential)
-    # Ours, where only the answer to the write was lost.
-    is_ours = credential.access_token == pair.access_token
-    kind = EventKind.REFRESHED if is_ours else EventKind.LATE_REPLY_DROPPED
-    return Settled(attempt, Outcome.OK, kind=kind)
-
-
-def _adopt(attempt: Attempt, pair: oauth.TokenPair) -> None:
-    """Bring the instance up to the row without asking for it."""
-    credential = attempt.credential
-    columns = columns_for(
-        pair, seed=str(credential), fraction=attempt.fraction, now=credential.now
+    # Only the answer to our write was lost, or somebody was faster who found it in the spool.
+    is_stored = is_held(credential, pair) or history.knows_stored(
+        credential, attempt.fingerprint, pair.refresh_token
     )
-    credential.generation = attempt.generation + 1
-    for name, value in columns.items():
-        setattr(credential, name, value)
+    if not is_stored:
+        return Settled(attempt, Outcome.OK, kind=EventKind.LATE_REPLY_DROPPED)
+    # That we have asked is told in any case; a recovery, by whoever was first.
+    return Settled(attempt, Outcome.OK, kind=None if is_recovery else EventKind.REFRESHED)
 
 
-def _reject(attempt: Attempt, error: GrantRejected) -> Settled:
+def is_held(credential: Credential, pair: oauth.TokenPair) -> bool:
+    """Whether the row has the pair: only the answer to the write was lost, or others stored it."""
+    try:
+        return credential.access_token == pair.access_token
+    except DecryptionError:
+        return False
+
+
+def _reject(attempt: Attempt, error: ReauthorizationRequired) -> Settled:
     """Believe a rejection only if the generation has not moved and the lease is still ours."""
     credential = attempt.credential
-    with own_transaction(alias_of(credential)):
-        believed = held(credential, attempt.lease, attempt.generation).update(
-            status=Status.REAUTHORIZATION_REQUIRED,
-            reason=Case(
-                When(unanswered_attempts__gt=0, then=_text(Reason.ROTATION_LOST)),
-                default=_text(error.reason or Reason.REVOKED),
-            ),
-            last_error=str(error),
-            refresh_at=None,
-            lease_until=None,
-            lease_id="",
-        )
+    unless_told = Reason.ROTATION_LOST if credential.unanswered_attempts else Reason.REVOKED
+    believed = _write(
+        attempt,
+        status=Status.REAUTHORIZATION_REQUIRED,
+        reason=error.reason or unless_told,
+        last_error=str(error),
+        refresh_at=None,
+    )
     look(credential)
-    if believed:
-        kind = EventKind.REAUTHORIZATION_REQUIRED
-        return Settled(attempt, Outcome.REJECTED, needs_a_person(credential), kind)
-    if credential.generation != attempt.generation:
-        return Settled(attempt, Outcome.OK)
-    busy = RefreshInProgress(f"Another process is refreshing {credential}.")
-    return Settled(attempt, Outcome.UNAVAILABLE, busy)
+    if not believed:
+        return _overtaken(attempt)
+    kind = EventKind.REAUTHORIZATION_REQUIRED
+    return Settled(attempt, Outcome.REJECTED, needs_a_person(credential), kind)
 
 
-def _postpone(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> None:
+def _postpone(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> Settled:
     """Keep the pair, free the lease, and name the time of the next attempt."""
     credential = attempt.credential
-    columns: dict[str, Any] = {"lease_until": None, "lease_id": ""}
+    columns: dict[str, Any] = {"refresh_at": attempt.due_at or DatabaseNow()}
     if outcome == Outcome.UNKNOWN:
         columns["unanswered_attempts"] = F("unanswered_attempts") + 1
-    if outcome != Outcome.MISCONFIGURED:  # which is no fault of this credential's
+    is_at_fault = outcome != Outcome.MISCONFIGURED and not isinstance(error, RefreshInProgress)
+    if isinstance(error, RefreshInProgress):  # too little was left of the lease
+        columns["refresh_at"] = DatabaseNow() + timedelta(seconds=timing.backoff(1, seed=""))
+    if is_at_fault:
         pause = timing.backoff(credential.failures + 1, seed=str(credential))
         if isinstance(error, TemporarilyUnavailable) and error.retry_after is not None:
             pause = max(pause, error.retry_after)
@@ -260,17 +381,55 @@ def _postpone(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> N
             "last_error": str(error),
             "refresh_at": DatabaseNow() + timedelta(seconds=pause),
         }
+    # While the row is still ours, so that nobody else asks in between.
+    if not _is_stopped(credential, error):
+        columns["refresh_at"] = DatabaseNow() + timedelta(
+            seconds=timing.backoff(1, seed=str(credential))
+        )
+    is_ours = _write(attempt, **columns)
+    if not is_ours:
+        look(credential)
+        return _overtaken(attempt)
+    if not (attempt.fingerprint or is_at_fault):
+        # Nothing happened to this credential, and it may be so every minute.
+        level = logging.ERROR if outcome == Outcome.MISCONFIGURED else logging.WARNING
+        logger.log(level, "%s credential=%s %s", outcome.value, credential.pk, error)
+        return Settled(attempt, outcome, error)
+    return Settled(attempt, outcome, error, EventKind.REFRESH_FAILED)
+
+
+def _is_stopped(credential: Credential, error: InfusionsoftError) -> bool:
+    """Let the breaker see the error; return False for a client that is refused here alone."""
+    if not isinstance(error, ClientRejected | OutcomeUnknown | RateLimited):
+        return True
+    try:
+        alias, application = alias_of(credential), credential.application
+        return breaker.trip(alias, application, credential.client, error)
+    except (Error, DatabaseBusy):
+        # What became of the attempt is to be written and told all the same.
+        logger.exception("breaker_not_written credential=%s", credential.pk)
+        return True
+
+
+def _write(attempt: Attempt, **columns: Any) -> int:
+    """Free the lease and write the columns, if the row is still ours to judge."""
+    credential = attempt.credential
     with own_transaction(alias_of(credential)):
-        held(credential, attempt.lease, attempt.generation).update(**columns)
+        row = held(credential, attempt.lease_id, attempt.generation)
+        return row.update(**columns, **NO_LEASE)
+
+
+def _overtaken(attempt: Attempt) -> Settled:
+    """What comes of an attempt whose row has a newer pair by now, or somebody else's lease."""
+    if attempt.credential.generation != attempt.generation:
+        return Settled(attempt, Outcome.OK)
+    busy = RefreshInProgress(f"Another process is refreshing {attempt.credential}.")
+    return Settled(attempt, Outcome.UNAVAILABLE, busy)
 
 
 def needs_a_person(credential: Credential) -> ReauthorizationRequired:
     """Return the exception for a credential whose grant is over."""
+    why = credential.get_reason_display() or credential.get_status_display()
     return ReauthorizationRequired(
-        f"{credential} must be connected again: {credential.get_reason_display()}.",
-        reason=credential.reason,
+        f"{credential} must be connected again: {why}.", reason=credential.reason
     )
-
-
-def _text(value: str) -> Value:
-    return Value(str(value), output_field=CharField())

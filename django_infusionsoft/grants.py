@@ -14,11 +14,18 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from django_infusionsoft import history, signals
-from django_infusionsoft.choices import EventKind
-from django_infusionsoft.conf import conf
+from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.database import DatabaseNow, persist
+from django_infusionsoft.fields import seal
 from django_infusionsoft.oauth import TokenPair, normalize_account
-from django_infusionsoft.rows import columns_for
+from django_infusionsoft.rows import (
+    NO_LEASE,
+    SHARED_FIELDS,
+    alias_of,
+    columns_for,
+    refresh_plan,
+    row_of,
+)
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -82,6 +89,33 @@ def store(
     return credential
 
 
+def forget(credential: Credential, *, user: AbstractBaseUser | None = None) -> None:
+    """Forget a credential's pair by the will of a person, whatever a refresh still brings home.
+
+    Belongs to the caller's transaction: nothing is spent.
+    """
+    nothing = seal("")
+    row_of(credential).update(
+        generation=F("generation") + 1,
+        access_token=nothing,
+        refresh_token=nothing,
+        expires_at=DatabaseNow(),
+        refresh_at=None,
+        status=Status.DISCONNECTED,
+        reason="",
+        failures=0,
+        unanswered_attempts=0,
+        last_error="",
+        **NO_LEASE,
+    )
+    # By the caller's own connection, which alone sees it before the commit.
+    credential.refresh_from_db(using=alias_of(credential), fields=SHARED_FIELDS)
+    history.record(credential, EventKind.DISCONNECTED, on_its_own=False, user=user)
+    signals.credential_disconnected.send_robust(
+        sender=type(credential), credential=credential, user=user
+    )
+
+
 def _put(
     rows: QuerySet[Credential],
     pair: TokenPair,
@@ -91,9 +125,10 @@ def _put(
 ) -> tuple[Credential, bool]:
     """Return the credential that holds the pair now, and whether its row is new."""
     home, created = _home(pair, application, expected), False
-    columns = columns_for(
-        pair, seed=str(pair.account), fraction=conf.REFRESH_FRACTION, now=DatabaseNow()
-    ) | {"connected_at": DatabaseNow(), "authorized_by_id": user.pk if user else None}
+    columns = columns_for(pair, seed=str(pair.account), plan=refresh_plan(), now=DatabaseNow()) | {
+        "connected_at": DatabaseNow(),
+        "authorized_by_id": user.pk if user else None,
+    }
     overwrite = columns | {"generation": F("generation") + 1}
     if not rows.filter(home).update(**overwrite):
         try:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django.db import models, router
 
-from django_infusionsoft import grants, refresh
+from django_infusionsoft import grants, runs
 from django_infusionsoft.choices import Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.oauth import TokenPair, normalize_account
+from django_infusionsoft.rows import read_clock
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
     from django_infusionsoft.models import Application, Credential
 
-# A run that is started every minute by beat or cron should not outlast the next few.
-RUN_TIME_LIMIT_SECONDS = 240.0
-# Who they are is asked one by one, and of servers that do not know; the others' turn will come.
-NAMELESS_OF_A_RUN = 5
+# A run that is started every minute by beat or cron ends before the next one.
+RUN_TIME_LIMIT_SECONDS = 55.0
 
 
 class ApplicationManager(models.Manager["Application"]):
@@ -109,7 +110,8 @@ class CredentialManager(models.Manager["Credential"]):
         return self._only(self.get_queryset(), "this site")
 
     def _only(self, found: models.QuerySet[Credential], what: str) -> Credential:
-        rows = list(found.select_related("application")[:2])
+        known = found.select_related("application").annotate(database_now=DatabaseNow())
+        rows = list(known[:2])
         if not rows:
             raise self.model.DoesNotExist(
                 f"No credential for {what}: connect it in the admin or at the authorize view."
@@ -118,7 +120,10 @@ class CredentialManager(models.Manager["Credential"]):
             raise self.model.MultipleObjectsReturned(
                 f"Several credentials for {what}: name the account and the application."
             )
-        return rows[0]
+        credential = rows[0]
+        # In the same query, so that a clock that is wrong cannot make an old access token fresh.
+        read_clock(credential, credential.database_now)
+        return credential
 
     def import_tokens(
         self,
@@ -160,11 +165,29 @@ class CredentialManager(models.Manager["Credential"]):
             self.model, pair, application=application, user=user, expected=expected
         )
 
-    def refresh_due(self, *, time_limit_seconds: float = RUN_TIME_LIMIT_SECONDS) -> refresh.Run:
-        """Refresh what is due, until nothing is or the time is over; return the counts."""
+    def refresh_due(
+        self,
+        *,
+        time_limit_seconds: float = RUN_TIME_LIMIT_SECONDS,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[runs.Run], None] = lambda run: None,
+    ) -> runs.Run:
+        """Refresh what is due, until nothing is or the time is over; return what was done.
+
+        :param time_limit_seconds: after which nothing is begun; answers under way are awaited.
+        :param should_stop: asked several times a second; where it says so, the run ends soon.
+        :param on_progress: called with the counts so far, after every handful of credentials.
+        """
+        ends_at = time.monotonic() + time_limit_seconds
         alias = self._db or router.db_for_write(self.model)
         due = self.get_queryset().using(alias).due()
-        run = refresh.refresh_due(due, time_limit_seconds=time_limit_seconds)
-        for credential in run.nameless[:NAMELESS_OF_A_RUN]:
-            credential.fetch_profile()
+        run = runs.refresh_due(
+            due,
+            time_limit_seconds=time_limit_seconds,
+            should_stop=should_stop,
+            on_progress=on_progress,
+        )
+        for credential in run.nameless:
+            if not should_stop() and time.monotonic() < ends_at:
+                credential.fetch_profile()
         return run

@@ -16,9 +16,10 @@ from django.db.models import F
 from django_infusionsoft import history
 from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.database import own_transaction
-from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError
+from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError, SpoolError
 from django_infusionsoft.oauth import normalize_account
-from django_infusionsoft.rows import alias_of, is_leased, row_of
+from django_infusionsoft.recovery import recover
+from django_infusionsoft.rows import NO_LEASE, alias_of, is_leased, row_of
 from django_infusionsoft.sessions import BearerAuth
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ def update(credential: Credential) -> Credential:
         setattr(credential, name, value)
     try:
         if credential.account is None and profile.account is not None:
+            # Its pair may move to another row, where nobody would look for what the spool has.
+            recover(credential, in_flight=True)
             return _identify(credential, profile.account, told)
         if told:
             row_of(credential).update(**told)
-    except (Error, DatabaseBusy):
+    except (Error, DatabaseBusy, SpoolError):
         # Best effort, in the middle of more important things.
         logger.exception("profile_not_stored credential=%s", credential.pk)
     return credential
@@ -150,9 +153,7 @@ def _move_in(nameless: Credential, account: str, told: dict[str, Any]) -> tuple[
         if _merit(row) > _merit(home):
             # Past the attributes, so that the secrets stay encrypted.
             grant = {name: row.__dict__[name] for name in GRANT_FIELDS} | told
-            rows.filter(pk=home.pk).update(
-                generation=F("generation") + 1, lease_until=None, lease_id="", **grant
-            )
+            rows.filter(pk=home.pk).update(generation=F("generation") + 1, **NO_LEASE, **grant)
         row.events.using(alias).update(credential_id=home.pk)
         row.delete(using=alias)
         return home.pk, True

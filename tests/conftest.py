@@ -1,10 +1,13 @@
 """Fixtures for what lies outside the process, and plain words at the end of a run."""
 
+import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -14,9 +17,10 @@ from django.db import connection
 from django.test import override_settings
 from django.utils import timezone
 
-from django_infusionsoft.models import Credential
+from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Sandbox
 from tests import services
+from tests.support import SECOND
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -109,6 +113,27 @@ def deferred(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "transaction_mode", "DEFERRED", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def spool(tmp_path: Path) -> Iterator[Path]:
+    """The folder for pairs that are not stored yet. Whoever leaves one there says so."""
+    folder = tmp_path / "spool"
+    with override_settings(INFUSIONSOFT_SPOOL_DIR=folder):
+        yield folder
+    left = [path.name for path in folder.glob("*")] if folder.exists() else []
+    assert left == [], "A pair was left in the spool."
+
+
+@pytest.fixture
+def backdated(spool: Path) -> Callable[[], None]:
+    """Let what is in the spool have been there for a month."""
+
+    def backdate() -> None:
+        for path in spool.iterdir():
+            os.utime(path, (time.time() - 30 * 86_400,) * 2)
+
+    return backdate
+
+
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """Keap in a thread, and the settings that point at it."""
@@ -142,3 +167,34 @@ def credential(connect: Callable[..., Credential]) -> Credential:
 def expired(connect: Callable[..., Credential]) -> Credential:
     """A connected account whose access token has ended."""
     return connect(seconds_left=-1)
+
+
+@pytest.fixture
+def second(db: None) -> Application:
+    """An application beside the client in the settings; ``SECOND`` for the sandbox."""
+    return Application.objects.create(
+        name="Second", client_id=SECOND.client_id, client_secret=SECOND.client_secret
+    )
+
+
+@pytest.fixture
+def due(sandbox: Sandbox, db: None) -> Callable[..., Credential]:
+    """Connect an account that has been due for some minutes: ``due("ab123", 5)``."""
+
+    def make(
+        account: str, minutes: float = 5, *, application: Application | None = None
+    ) -> Credential:
+        client_id = application.client_id if application else None
+        reply = sandbox.issue(account, client_id=client_id)
+        credential = Credential.objects.import_tokens(
+            account=account,
+            access_token=reply["access_token"],
+            refresh_token=reply["refresh_token"],
+            expires_at=timezone.now() + timedelta(hours=1),
+            application=application,
+        )
+        credential.refresh_at = timezone.now() - timedelta(minutes=minutes)
+        credential.save(update_fields=["refresh_at"])
+        return credential
+
+    return make

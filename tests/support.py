@@ -1,14 +1,34 @@
 """Small things that several tests use."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from django.db import OperationalError, connection, connections
 from django.dispatch import Signal
+from django.test import override_settings
+from django.utils import timezone
+
+from django_infusionsoft.exceptions import InfusionsoftError
+from django_infusionsoft.models import Credential
+from django_infusionsoft.sandbox import Client, Sandbox
 
 T = TypeVar("T")
+
+# Another one than that of the settings.
+SECOND = Client("second-client", "second-secret")
+
+
+@contextmanager
+def keap_with(accounts: Sequence[str]) -> Iterator[Sandbox]:
+    """Keap with these accounts and two clients, and the settings that point at it."""
+    with (
+        Sandbox(accounts=accounts, clients=[Client(), SECOND]) as running,
+        override_settings(**running.settings),
+    ):
+        yield running
 
 
 @contextmanager
@@ -40,6 +60,12 @@ def threads(count: int) -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
         yield lambda function: pool.submit(closing, function)
 
 
+def end_leases() -> None:
+    """Let every lease have run out, as if its holder had died a while ago."""
+    past = timezone.now() - timedelta(seconds=1)
+    Credential.objects.filter(lease_until__isnull=False).update(lease_until=past, refresh_at=past)
+
+
 @contextmanager
 def failing_updates(*messages: str, written: bool = False) -> Iterator[list[str]]:
     """Let the next ``UPDATE`` of a credential fail for each message, as a lost database does.
@@ -59,3 +85,21 @@ def failing_updates(*messages: str, written: bool = False) -> Iterator[list[str]
 
     with connection.execute_wrapper(wrapper):
         yield left
+
+
+def row(credential: Credential) -> Credential:
+    return Credential.objects.get(pk=credential.pk)
+
+
+def ask(credential: Credential) -> str:
+    """Ask for an access token as a web process does; return it, or the kind of exception."""
+    try:
+        return row(credential).get_access_token()
+    except InfusionsoftError as error:
+        return type(error).__name__
+
+
+def run() -> dict[str, int]:
+    """Let a run go over everything that is due; return its counts but the zeros."""
+    counts = Credential.objects.refresh_due().as_dict()
+    return {name: count for name, count in counts.items() if count}

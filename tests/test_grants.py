@@ -164,10 +164,10 @@ def test_names_stay_when_a_person_connects_again(db: None) -> None:
 
 def test_lease_of_a_refresh_under_way_ends_when_a_person_connects_again(db: None) -> None:
     first = connected()
-    lease = leases.claim(first)
-    assert lease is not None
+    claimed = leases.claim(first)
+    assert claimed is not None
     again = connected(2)
-    assert not leases.held(first, lease, first.generation).exists()
+    assert not leases.held(first, claimed.lease.id, first.generation).exists()
     assert leases.claim(again) is not None
 
 

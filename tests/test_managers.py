@@ -7,64 +7,30 @@ from typing import Any
 
 import pytest
 from django.db import DataError, connection
+from django.db.models import F
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_infusionsoft import leases
+from django_infusionsoft.calls import FAILURES_THAT_HALT
 from django_infusionsoft.exceptions import ConfigurationError
-from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.models import Application, ApplicationState, Credential
 from django_infusionsoft.oauth import TokenPair
-from django_infusionsoft.refresh import FAILURES_THAT_END_A_RUN, Run
-from django_infusionsoft.sandbox import Client, Sandbox, faults
-from tests.support import threads
+from django_infusionsoft.runs import Run
+from django_infusionsoft.sandbox import Sandbox, faults
+from tests.support import end_leases, keap_with, threads
 
 Connect = Callable[..., Credential]
 ACCOUNTS = ["ab123", *(f"acc{number:02}" for number in range(1, 24))]
 OTHER_KEY = "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItb3Q="
-SECOND = Client("second-client", "second-secret")
 ONE_BY_ONE = override_settings(INFUSIONSOFT_REFRESH_CONCURRENCY=1)
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """Keap with many accounts and two clients."""
-    with (
-        Sandbox(accounts=ACCOUNTS, clients=[Client(), SECOND]) as running,
-        override_settings(**running.settings),
-    ):
+    with keap_with(ACCOUNTS) as running:
         yield running
-
-
-@pytest.fixture
-def second(db: None) -> Application:
-    """An application beside the client in the settings."""
-    return Application.objects.create(
-        name="Second", client_id=SECOND.client_id, client_secret=SECOND.client_secret
-    )
-
-
-@pytest.fixture
-def due(sandbox: Sandbox, db: None) -> Callable[..., Credential]:
-    """Connect an account that has been due for some minutes: ``due("ab123", 5)``."""
-
-    def make(
-        account: str, minutes: float = 5, *, application: Application | None = None
-    ) -> Credential:
-        client_id = application.client_id if application else None
-        reply = sandbox.issue(account, client_id=client_id)
-        credential = Credential.objects.import_tokens(
-            account=account,
-            access_token=reply["access_token"],
-            refresh_token=reply["refresh_token"],
-            expires_at=timezone.now() + timedelta(hours=1),
-            application=application,
-        )
-        credential.refresh_at = timezone.now() - timedelta(minutes=minutes)
-        credential.save(update_fields=["refresh_at"])
-        return credential
-
-    return make
 
 
 def row(credential: Credential) -> Credential:
@@ -494,7 +460,8 @@ def stores_failing(credential: Credential, error: BaseException) -> Iterator[Non
     """Let the database, or the operator, stop the write of one credential's pair."""
 
     def fail(execute: Callable[..., Any], sql: str, params: Any, *rest: Any) -> Any:
-        if sql.startswith("UPDATE") and "generation" in sql and credential.pk in params:
+        # The write of the pair ends with whose it is, and of which generation.
+        if sql.startswith("UPDATE") and tuple(params[-2:]) == (credential.pk, 1):
             raise error
         return execute(sql, params, *rest)
 
@@ -515,6 +482,9 @@ def test_every_other_reply_of_a_batch_is_stored_when_one_breaks_down(
     with stores_failing(broken, with_error), pytest.raises(type(with_error)):
         Credential.objects.refresh_due()
     assert [row(each).generation for each in others] == [2] * 4
+    assert row(broken).generation == 1
+    assert counts(Credential.objects.refresh_due()) == {"refreshed": 1}
+    assert row(broken).generation == 2
 
 
 def test_credential_that_is_being_refreshed_is_passed_over(
@@ -532,7 +502,7 @@ def test_credential_of_a_dead_process_is_taken_up_when_its_lease_has_ended(
 ) -> None:
     late = due("acc01")
     assert leases.claim(late)
-    Credential.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    end_leases()
     assert counts(Credential.objects.refresh_due()) == {"refreshed": 1}
 
 
@@ -546,9 +516,9 @@ def test_one_application_is_put_aside_when_its_client_is_wrong(
     second.client_secret = "wrong"
     second.save()
     run = Credential.objects.refresh_due(time_limit_seconds=10)
-    assert counts(run) == {"refreshed": 4, "misconfigured": 1}
+    assert counts(run) == {"refreshed": 4, "misconfigured": 1, "stopped": 1}
     outcomes = [request.outcome for request in sandbox.token_requests]
-    assert outcomes == ["invalid_client", *["rotated"] * 4]
+    assert outcomes == ["invalid_client", "invalid_client", *["rotated"] * 4]  # and a probe
     for each in wrong:
         assert (row(each).status, row(each).failures, row(each).lease_until) == (
             "connected",
@@ -567,7 +537,7 @@ def test_settings_client_is_put_aside_when_it_is_wrong(
         due(account, application=second)
     with override_settings(INFUSIONSOFT_CLIENT_SECRET="wrong"):
         run = Credential.objects.refresh_due(time_limit_seconds=10)
-    assert counts(run) == {"refreshed": 4, "misconfigured": 1}
+    assert counts(run) == {"refreshed": 4, "misconfigured": 1, "stopped": 1}
 
 
 @ONE_BY_ONE
@@ -578,9 +548,10 @@ def test_run_ends_early_when_keap_is_down(
         due(account)
     sandbox.plan(faults.error_503(), times=None)
     run = Credential.objects.refresh_due()
-    assert counts(run) == {"unavailable": FAILURES_THAT_END_A_RUN}
-    assert len(sandbox.token_requests) == FAILURES_THAT_END_A_RUN
-    assert Credential.objects.due().count() == 12 - FAILURES_THAT_END_A_RUN
+    assert counts(run) == {"unavailable": FAILURES_THAT_HALT, "stopped": 1}
+    assert run.ended == "keap"
+    assert len(sandbox.token_requests) == FAILURES_THAT_HALT
+    assert Credential.objects.due().count() == 12 - FAILURES_THAT_HALT
 
 
 @ONE_BY_ONE
@@ -594,15 +565,21 @@ def test_run_goes_on_when_keap_fails_now_and_then(
     assert counts(Credential.objects.refresh_due()) == {"refreshed": 6, "unavailable": 6}
 
 
+@ONE_BY_ONE
 def test_next_run_goes_on_where_urgency_is_greatest(
     sandbox: Sandbox, due: Callable[..., Credential]
 ) -> None:
-    for account in ACCOUNTS[:12]:
-        due(account)
+    for minutes, account in enumerate(ACCOUNTS[:12]):
+        due(account, 60 - minutes)
+    Credential.objects.update(issued_at=F("refresh_at") - timedelta(days=1))
     sandbox.plan(faults.error_503(), times=None)
     failed = Credential.objects.refresh_due().unavailable
     sandbox.clear_plan()
-    assert counts(Credential.objects.refresh_due()) == {"refreshed": 12 - failed}
+    assert counts(Credential.objects.refresh_due()) == {"stopped": 1}  # too early to ask again
+    ApplicationState.objects.update(probe_at=timezone.now())
+    assert counts(Credential.objects.refresh_due()) == {"refreshed": 12}
+    probes_and_after = asked(sandbox)[failed:]
+    assert [each for each in probes_and_after if each][:failed] == ACCOUNTS[:failed]
 
 
 @pytest.mark.parametrize("seconds", [0, -1])

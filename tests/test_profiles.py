@@ -332,10 +332,10 @@ def test_reply_of_a_refresh_under_way_is_dropped_when_a_later_pair_moves_in(
 ) -> None:
     home = connect()
     made_older(home, minutes=1)
-    lease = leases.claim(home)
-    assert lease is not None
+    claimed = leases.claim(home)
+    assert claimed is not None
     nameless().fetch_profile()
-    assert not leases.held(home, lease, home.generation).exists()
+    assert not leases.held(home, claimed.lease.id, home.generation).exists()
     assert row(home).lease_until is None
 
 
@@ -356,10 +356,10 @@ def test_name_is_given_even_while_the_pair_is_being_refreshed(
     nameless: Callable[[], Credential],
 ) -> None:
     credential = nameless()
-    lease = leases.claim(credential)
-    assert lease is not None
+    claimed = leases.claim(credential)
+    assert claimed is not None
     assert credential.fetch_profile().account == "ab123"
-    assert leases.held(credential, lease, credential.generation).exists()
+    assert leases.held(credential, claimed.lease.id, credential.generation).exists()
 
 
 def test_secret_that_no_key_opens_moves_unopened(

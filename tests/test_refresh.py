@@ -1,8 +1,10 @@
 """One credential's refresh: claim, send, store, tell."""
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from django.test import RequestFactory, override_settings
 from django.utils import timezone
 from django.views.debug import ExceptionReporter
 
-from django_infusionsoft import attempts, leases, rows, signals
+from django_infusionsoft import leases, rows, signals
+from django_infusionsoft.calls import Calls
 from django_infusionsoft.exceptions import (
     ClientRejected,
     ConfigurationError,
@@ -26,10 +29,15 @@ from django_infusionsoft.exceptions import (
 from django_infusionsoft.history import fingerprint
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox, faults
-from tests.support import failing_updates, received, threads
+from tests.support import end_leases, failing_updates, received, threads
 
 Connect = Callable[..., Credential]
 OTHER_KEY = "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItb3Q="
+
+
+def present(claimed: leases.Claim) -> None:
+    with Calls(1) as calls:
+        calls.start(claimed)
 
 
 def row(credential: Credential) -> Credential:
@@ -112,7 +120,7 @@ def test_fresh_access_token_costs_no_query(
 def test_refresh_makes_three_writes(
     credential: Credential, django_assert_max_num_queries: Any
 ) -> None:
-    with django_assert_max_num_queries(5):  # claim, store, event, and a savepoint around it
+    with django_assert_max_num_queries(6):  # and a look at what was claimed, and a savepoint
         credential.refresh()
 
 
@@ -155,7 +163,7 @@ def test_living_access_token_is_served_when_the_early_refresh_fails(
     Credential.objects.update(issued_at=timezone.now() - timedelta(hours=23))
     sandbox.plan(fault)
     assert row(credential).get_access_token() == credential.access_token
-    assert len(sandbox.token_requests) == 1
+    assert sandbox.presentations(credential.refresh_token) == 1
 
 
 def test_keap_is_left_alone_after_a_failure_while_the_access_token_lives(
@@ -232,7 +240,7 @@ def test_claim_fails_when_the_generation_has_moved(credential: Credential) -> No
 
 def test_lease_that_ran_out_is_taken_over_and_counted(credential: Credential) -> None:
     assert leases.claim(credential)
-    Credential.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    end_leases()
     assert leases.claim(credential) is not None
     assert row(credential).unanswered_attempts == 1
 
@@ -315,13 +323,13 @@ def test_rejection_is_not_believed_when_the_generation_has_moved(
     sandbox: Sandbox, credential: Credential
 ) -> None:
     slow = row(credential)
-    lease = leases.claim(slow)
-    assert lease
+    claimed = leases.claim(slow)
+    assert claimed
     Credential.objects.update(lease_until=None)  # as if the slow one had slept past its lease
     credential.refresh()
-    attempts.present(slow, lease)  # the step after the sleep
+    present(claimed)  # the step after the sleep
     assert row(credential).status == "connected"
-    assert slow.access_token == credential.access_token
+    assert claimed.credential.access_token == credential.access_token
     assert sandbox.replays == 1
 
 
@@ -329,11 +337,12 @@ def test_late_reply_is_dropped_when_a_person_has_connected_again(
     sandbox: Sandbox, credential: Credential, connect: Connect
 ) -> None:
     slow = row(credential)
-    lease = leases.claim(slow)
-    assert lease
+    claimed = leases.claim(slow)
+    assert claimed
     again = connect()
-    attempts.present(slow, lease)
-    assert row(credential).access_token == again.access_token == slow.access_token
+    present(claimed)
+    assert row(credential).access_token == again.access_token
+    assert claimed.credential.access_token == again.access_token
     assert kinds(credential)[-1] == "late_reply_dropped"
 
 
@@ -479,10 +488,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pair_is_stored_when_the_database_comes_back(
     transactional_db: None, sandbox: Sandbox, credential: Credential, impatient: None
 ) -> None:
-    lease = leases.claim(credential)
-    assert lease
+    claimed = leases.claim(credential)
+    assert claimed
     with failing_updates("gone", "read-only", "gone"):
-        attempts.present(credential, lease)
+        present(claimed)
     (grant,) = sandbox.live_grants
     assert row(credential).refresh_token == grant.refresh_token
 
@@ -490,26 +499,27 @@ def test_pair_is_stored_when_the_database_comes_back(
 def test_pair_counts_as_stored_when_only_the_answer_to_the_write_was_lost(
     transactional_db: None, credential: Credential, impatient: None
 ) -> None:
-    lease = leases.claim(credential)
-    assert lease
+    claimed = leases.claim(credential)
+    assert claimed
     with failing_updates("gone", written=True):
-        attempts.present(credential, lease)
+        present(claimed)
     assert row(credential).generation == 2
-    assert row(credential).access_token == credential.access_token
+    assert row(credential).access_token == claimed.credential.access_token
     assert kinds(credential)[-1] == "refreshed"
 
 
-def test_log_is_loudest_and_shows_no_secret_when_the_database_stays_away(
+@override_settings(INFUSIONSOFT_SPOOL_DIR="")
+def test_log_is_loudest_and_shows_no_secret_when_there_is_no_spool_either(
     transactional_db: None,
     sandbox: Sandbox,
     credential: Credential,
     impatient: None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    lease = leases.claim(credential)
-    assert lease
+    claimed = leases.claim(credential)
+    assert claimed
     with failing_updates(*["gone"] * 4), pytest.raises(OperationalError):
-        attempts.present(credential, lease)
+        present(claimed)
     (grant,) = sandbox.live_grants
     assert "CRITICAL" in {record.levelname for record in caplog.records}
     assert grant.refresh_token not in caplog.text
@@ -518,8 +528,8 @@ def test_log_is_loudest_and_shows_no_secret_when_the_database_stays_away(
 def test_pair_is_stored_when_the_write_is_interrupted(
     transactional_db: None, sandbox: Sandbox, credential: Credential
 ) -> None:
-    lease = leases.claim(credential)
-    assert lease
+    claimed = leases.claim(credential)
+    assert claimed
     interrupts = [KeyboardInterrupt()]
 
     def interrupt(execute: Any, sql: str, *rest: Any) -> Any:
@@ -528,18 +538,19 @@ def test_pair_is_stored_when_the_write_is_interrupted(
         return execute(sql, *rest)
 
     with connection.execute_wrapper(interrupt), pytest.raises(KeyboardInterrupt):
-        attempts.present(credential, lease)
+        present(claimed)
     (grant,) = sandbox.live_grants
     assert row(credential).refresh_token == grant.refresh_token
 
 
+@override_settings(INFUSIONSOFT_SPOOL_DIR="")
 def test_error_report_shows_no_secret_when_the_pair_cannot_be_stored(
     transactional_db: None, sandbox: Sandbox, credential: Credential, impatient: None
 ) -> None:
-    lease, presented = leases.claim(credential), credential.refresh_token
-    assert lease
+    claimed, presented = leases.claim(credential), credential.refresh_token
+    assert claimed
     with failing_updates(*["gone"] * 4), pytest.raises(OperationalError) as caught:
-        attempts.present(credential, lease)
+        present(claimed)
     ours = caught.tb.tb_next  # without this test's own variables
     request = RequestFactory().get("/")
     reporter = ExceptionReporter(request, caught.type, caught.value, ours)
@@ -550,11 +561,11 @@ def test_error_report_shows_no_secret_when_the_pair_cannot_be_stored(
         assert secret not in report
 
 
-def test_every_pair_of_a_batch_is_stored_before_anything_is_told(
-    sandbox: Sandbox, connect: Connect
+def test_every_pair_that_has_arrived_is_stored_before_anything_is_told(
+    sandbox: Sandbox, connect: Connect, spool: Path
 ) -> None:
-    for account in ("ab123", "cd456", "ef789"):
-        connect(account, seconds_left=-1)
+    accounts = ("ab123", "cd456", "ef789")
+    claims = [leases.claim(connect(account, seconds_left=-1)) for account in accounts]
     unstored: list[int] = []
 
     def receiver(**kwargs: Any) -> None:
@@ -563,7 +574,14 @@ def test_every_pair_of_a_batch_is_stored_before_anything_is_told(
 
     signals.credential_refreshed.connect(receiver)
     try:
-        Credential.objects.refresh_due()
+        with Calls(3) as calls:
+            for each in claims:
+                assert each
+                calls.start(each)
+            while len(list(spool.glob("*.reply"))) < 3:
+                time.sleep(0.01)
+            time.sleep(0.05)  # from there it is a few instructions
+            assert len(list(calls.settle())) == 3
     finally:
         signals.credential_refreshed.disconnect(receiver)
     assert unstored == [0, 0, 0]
@@ -574,10 +592,10 @@ def test_generation_that_is_claimed_is_the_one_that_is_presented(
 ) -> None:
     """Whoever lists credentials leaves the secrets out, and reads them when they are used."""
     deferred = Credential.objects.defer("access_token", "refresh_token").get()
-    lease = leases.claim(deferred)
-    assert lease
+    claimed = leases.claim(deferred)
+    assert claimed
     again = connect()
-    attempts.present(deferred, lease)
+    present(claimed)
     assert sandbox.presentations(again.refresh_token) == 0
     assert row(credential).access_token == again.access_token
 
