@@ -1,45 +1,212 @@
 """``manage.py infusionsoft_refresh``"""
 
+from __future__ import annotations
+
+import json
+import math
+import signal
 import sys
-from argparse import ArgumentParser
-from typing import Any
+import time
+from argparse import ArgumentParser, ArgumentTypeError
+from contextlib import closing
+from datetime import datetime
+from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.timezone import localtime
+from django.utils.translation import gettext as _
 
+from django_infusionsoft import stopping
 from django_infusionsoft.exceptions import InfusionsoftError
+from django_infusionsoft.management.progress import Bar, Lines, Progress
+from django_infusionsoft.managers import RUN_TIME_LIMIT_SECONDS
 from django_infusionsoft.models import Credential
+
+NOT_REFRESHED: Final = (
+    Credential.DoesNotExist,
+    Credential.MultipleObjectsReturned,
+    InfusionsoftError,
+)
+USAGE_ERROR: Final = 2
+# SIGHUP: the terminal was closed.
+ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Command(BaseCommand):
     """The verb of the Celery task, for cron."""
 
     help = (
-        "Refreshes the credentials that are due. Exit codes: 0 all well, 1 an account that was "
-        "due could not be refreshed. Of earlier failures infusionsoft_status tells."
+        "Refreshes the credentials that are due, the most urgent first, until none is or the time "
+        "is over. Safe when run twice, late or on several machines at once. Counts go to stdout, "
+        "progress to stderr. Exit codes: 0 all well; 1 an account that was due could not be "
+        "refreshed, or Keap does not take an application's client (the next run tries again; "
+        "infusionsoft_status tells more); 2 wrong usage; 128 + the number of the signal where one "
+        "has ended it (130 Ctrl-C, 143 SIGTERM), once the answers under way were stored."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--account", help="refresh this account only, due or not")
+        parser.add_argument(
+            "--account", metavar="NAME", help="refresh this account only, due or not"
+        )
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="only show what is due, the most urgent first; with --account, whether it is. "
+            "Keap is not asked, and nothing is changed",
+        )
+        parser.add_argument(
+            "--time-limit",
+            metavar="SECONDS",
+            type=_seconds,
+            help="send nothing more after so many seconds; by default "
+            f"{RUN_TIME_LIMIT_SECONDS:g}, for a run that is started every minute",
+        )
+        parser.add_argument(
+            "--json", action="store_true", help="print one JSON object and nothing else on stdout"
+        )
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        try:
+            super().run_from_argv(argv)
+        except KeyboardInterrupt:  # passed on after a clean end: no traceback has more to tell
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if account := options["account"]:
-            self._refresh(account)
-            return
-        run = Credential.objects.refresh_due()
-        self.stdout.write(" ".join(f"{name}={n}" for name, n in run.as_dict().items()))
-        if not run.went_well:
-            sys.exit(1)
+        self._is_json, self._is_silent = options["json"], options["verbosity"] == 0
+        account, limit = options["account"], options["time_limit"]
+        if limit is not None and (options["dry_run"] or account is not None):
+            raise CommandError(
+                "--time-limit is for a run: leave out --account and --dry-run.",
+                returncode=USAGE_ERROR,
+            )
+        if options["dry_run"]:
+            code = self._show_due() if account is None else self._show_account(account)
+        else:
+            code = self._change(account, RUN_TIME_LIMIT_SECONDS if limit is None else limit)
+        if code:
+            sys.exit(code)
 
-    def _refresh(self, account: str) -> None:
+    def _change(self, account: str | None, time_limit_seconds: float) -> int:
+        """Refresh one account or all that is due, and return the exit code."""
+        with stopping.noted(*ENDING_SIGNALS) as stop:
+            code = (
+                self._run(time_limit_seconds, stop) if account is None else self._refresh(account)
+            )
+            self.stdout.flush()  # which a signal that is passed on would not do
+        # The first process of a container has survived the signal that was passed on.
+        return 128 + stop.signals[0] if stop() else code
+
+    def _run(self, time_limit_seconds: float, stop: stopping.Stop) -> int:
+        """Let a run go over what is due, and return the exit code."""
+        started = time.monotonic()
+        try:
+            with closing(self._progress()) as progress:
+                run = Credential.objects.refresh_due(
+                    time_limit_seconds=time_limit_seconds, should_stop=stop, on_progress=progress
+                )
+                progress.finish(run)
+        except InfusionsoftError as error:
+            return self._fail(error)
+        facts = {**run.as_dict(), "ended": run.ended}
+        if self._is_json:
+            self._print({**facts, "seconds": round(time.monotonic() - started, 3)})
+        elif not self._is_silent:
+            self.stdout.write(" ".join(f"{name}={fact}" for name, fact in facts.items()))
+        return 0 if run.went_well else 1
+
+    def _progress(self) -> Progress:
+        if self._is_silent:
+            return Progress()
+        if self.stderr.isatty():
+            return Bar(self.stderr, Credential.objects.due().count())
+        return Lines(self.stderr)
+
+    def _refresh(self, account: str) -> int:
+        """Refresh one account, and return the exit code."""
         try:
             credential = Credential.objects.for_account(account)
             credential.refresh()
-        except (
-            Credential.DoesNotExist,
-            Credential.MultipleObjectsReturned,
-            InfusionsoftError,
-        ) as error:
+        except NOT_REFRESHED as error:
+            return self._fail(error, account=account)
+        if self._is_json:
+            self._print({"account": str(credential), "expires_at": _iso(credential.expires_at)})
+        elif not self._is_silent:
+            expires_at = _local(credential.expires_at)
+            self.stdout.write(f"{credential}: refreshed, expires at {expires_at}")
+        return 0
+
+    def _fail(self, error: Exception, **about: str) -> int:
+        """Say what is wrong where it is looked for, and return the exit code."""
+        if not self._is_json:
             raise CommandError(str(error)) from error
-        expires_at = f"{localtime(credential.expires_at):%Y-%m-%d %H:%M:%S %Z}"
-        self.stdout.write(f"{credential}: refreshed, expires at {expires_at}")
+        self._print({**about, "error": str(error)})
+        return 1
+
+    def _show_due(self) -> int:
+        due = Credential.objects.due().order_by("refresh_at", "pk")
+        if self._is_json:
+            credentials = [_facts(credential) for credential in due.iterator()]
+            self._print({"due": len(credentials), "credentials": credentials})
+            return 0
+        count = 0
+        for credential in due.iterator():
+            count += 1
+            self.stdout.write(
+                f"{credential!s:<16} {_state(credential):<16} "
+                f"due since {_local(credential.refresh_at):<24} "
+                f"expires {_local(credential.expires_at)}"
+            )
+        self.stdout.write(f"due={count}")
+        return 0
+
+    def _show_account(self, account: str) -> int:
+        try:
+            credential = Credential.objects.for_account(account)
+        except NOT_REFRESHED as error:
+            return self._fail(error, account=account)
+        is_due = credential.refresh_at is not None and credential.refresh_at <= credential.now
+        if self._is_json:
+            self._print({**_facts(credential), "due": is_due})
+        else:
+            when = f"due since {_local(credential.refresh_at)}" if is_due else "not due"
+            if credential.refresh_at and not is_due:
+                when = f"not due before {_local(credential.refresh_at)}"
+            self.stdout.write(f"{credential}: {_state(credential)}, {when}")
+        return 0
+
+    def _print(self, facts: dict[str, Any]) -> None:
+        self.stdout.write(json.dumps(facts, ensure_ascii=False))
+
+
+def _facts(credential: Credential) -> dict[str, Any]:
+    return {
+        "account": str(credential),
+        "status": credential.status,
+        "failures": credential.failures,
+        "due_at": _iso(credential.refresh_at),
+        "expires_at": _iso(credential.expires_at),
+    }
+
+
+def _state(credential: Credential) -> str:
+    return _("retrying") if credential.is_retrying else credential.get_status_display()
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment else None
+
+
+def _local(moment: datetime | None) -> str:
+    return f"{localtime(moment):%Y-%m-%d %H:%M:%S %Z}" if moment else "-"
+
+
+def _seconds(text: str) -> float:
+    """Read a time limit; ``ArgumentTypeError`` where it is none."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
