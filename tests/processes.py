@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from django_infusionsoft.conf import conf
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(database_url: str, settings: dict[str, Any]) -> dict[str, str]:
     """Return what a child process needs to be the same site."""
+    spool = str(conf.SPOOL_DIR)
     return os.environ | {
         "DJANGO_SETTINGS_MODULE": "tests.settings",
         "DATABASE_URL": database_url,
-        "TESTS_SETTINGS": json.dumps(settings),
+        "TESTS_SETTINGS": json.dumps({"INFUSIONSOFT_SPOOL_DIR": spool, **settings}),
     }
 
 

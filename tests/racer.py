@@ -1,39 +1,177 @@
-"""One process of a race: its threads ask for an access token at one word from outside.
+"""One process of a race: its threads use one account at the same moment, round after round.
 
-``python -m tests.racer ACCOUNT THREADS``: prints "ready", waits for a line, prints the answers.
+``python -m tests.racer THREADS [SECONDS]``: the clock of such a process is so many seconds ahead.
+
+It says "ready", and then answers in lines of JSON what it reads in lines of JSON. To how each
+thread is to use the account, and whether all share one instance, it says "loaded": every thread
+has its instance. To anything then it says "under way" once every thread has met the row as it was,
+and in the end what came of it.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from threading import Barrier, Event
+from typing import TYPE_CHECKING, Any
 
 import django
+import time_machine
+from django.core.management import call_command
 from django.db import connection
 
-
-def main(account: str, threads: int) -> None:
-    django.setup()
+if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
 
-    loaded = [Credential.objects.for_account(account) for _ in range(threads)]
-    barrier = Barrier(threads)
+ACCOUNT = "ab123"
+TURNS = 5  # of who does something again and again
 
-    def ask(credential: Credential) -> str:
-        try:
-            barrier.wait()
-            return credential.get_access_token()
-        except Exception as error:  # noqa: BLE001  # the test shows whatever it was
-            return f"{type(error).__name__}: {error}"
-        finally:
-            connection.close()
 
-    connection.close()
-    print("ready", flush=True)  # noqa: T201
-    sys.stdin.readline()
-    with ThreadPoolExecutor(threads) as pool:
-        print(json.dumps(list(pool.map(ask, loaded))), flush=True)  # noqa: T201
+@dataclass
+class Part:
+    """What one thread does in one round."""
+
+    use: "Callable[[Credential], list[str]]"
+    credential: "Credential"
+    is_under_way: Event = field(default_factory=Event)
+
+    def watch(self, execute: Any, sql: str, *rest: Any) -> Any:
+        """Notice the first statement that depends on the lease: what follows it has no choice."""
+        result = execute(sql, *rest)
+        if "lease_until" in sql:
+            self.is_under_way.set()
+        return result
+
+
+def take_part(part: Part, start: Barrier) -> dict[str, Any]:
+    """Return the access tokens that it was given, or what went wrong."""
+    try:
+        start.wait()
+        with connection.execute_wrapper(part.watch):
+            return {"access_tokens": part.use(part.credential), "error": ""}
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the test shows whatever it was
+        return {"access_tokens": [], "error": f"{type(error).__name__}: {error}"}
+    finally:
+        part.is_under_way.set()
+
+
+# Ways to use an account: each returns the access tokens that it was given
+
+
+def token(credential: "Credential") -> list[str]:
+    return [credential.get_access_token()]
+
+
+def tokens(credential: "Credential") -> list[str]:
+    return [credential.get_access_token() for _ in range(TURNS)]
+
+
+def session(credential: "Credential") -> list[str]:
+    with credential.session() as api:
+        api.get("v2/contacts").raise_for_status()
+    return []
+
+
+def refresh(credential: "Credential") -> list[str]:
+    credential.refresh()
+    return [credential.get_access_token()]
+
+
+def rotate(credential: "Credential") -> list[str]:
+    """As people do who load it, one after the other, and refresh it."""
+    return [access_token for _ in range(TURNS) for access_token in refresh(load())]
+
+
+def task(credential: "Credential") -> list[str]:
+    from django_infusionsoft.tasks import refresh_due_credentials
+
+    counts = refresh_due_credentials()
+    if sum(counts.values()) != counts["refreshed"]:
+        raise RuntimeError(f"The run did not go well: {counts}.")
+    return []
+
+
+def command(credential: "Credential", **options: str) -> list[str]:
+    call_command("infusionsoft_refresh", stdout=StringIO(), **options)
+    return []
+
+
+def command_for_account(credential: "Credential") -> list[str]:
+    return command(credential, account=ACCOUNT)
+
+
+def admin_action(credential: "Credential") -> list[str]:
+    from django.contrib.auth.models import User
+    from django.contrib.messages import get_messages
+    from django.test import Client
+
+    client = Client()
+    client.force_login(User.objects.get())
+    response = client.post(
+        "/admin/django_infusionsoft/credential/",
+        {"action": "refresh_selected", "_selected_action": credential.pk},
+    )
+    messages = list(get_messages(response.wsgi_request))
+    if [each.level_tag for each in messages] != ["success"]:
+        raise RuntimeError(f"HTTP {response.status_code}, {[str(each) for each in messages]}.")
+    return []
+
+
+USES = [
+    token,
+    tokens,
+    session,
+    refresh,
+    rotate,
+    task,
+    command,
+    command_for_account,
+    admin_action,
+]
+WAYS = {each.__name__: each for each in USES}
+
+
+def load() -> "Credential":
+    from django_infusionsoft.models import Credential
+
+    return Credential.objects.for_account(ACCOUNT)
+
+
+def say(what: object) -> None:
+    print(json.dumps(what), flush=True)  # noqa: T201
+
+
+def run_rounds(pool: ThreadPoolExecutor, threads: int) -> None:
+    start = Barrier(threads)
+    say("ready")
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        credentials = list(pool.map(lambda _: load(), range(threads)))
+        if wanted["is_shared"]:
+            credentials = credentials[:1] * threads
+        parts = [
+            Part(WAYS[way], own) for way, own in zip(wanted["ways"], credentials, strict=True)
+        ]
+        say("loaded")
+        sys.stdin.readline()
+        calls = [pool.submit(take_part, part, start) for part in parts]
+        for part in parts:
+            part.is_under_way.wait()
+        say("under way")
+        say([call.result() for call in calls])
+
+
+def main(threads: int, seconds_ahead: int = 0) -> None:
+    # Not the monotonic clock, which nobody sets.
+    moved = time_machine.travel(datetime.now(UTC) + timedelta(seconds=seconds_ahead), tick=True)
+    with moved if seconds_ahead else nullcontext(), ThreadPoolExecutor(threads) as pool:
+        django.setup()
+        run_rounds(pool, threads)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

@@ -1,95 +1,358 @@
-"""Many processes meet one expired credential, on whichever database the run has."""
+"""Many processes meet one credential, on whichever database the run has."""
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import ExitStack
-from datetime import timedelta
-from subprocess import PIPE
+from datetime import datetime, timedelta
+from importlib.util import find_spec
+from subprocess import PIPE, Popen
+from threading import Event
+from typing import Any, TypeVar
 
 import pytest
+import requests
+from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
+from django_infusionsoft import rows
 from django_infusionsoft.models import Credential
-from django_infusionsoft.sandbox import Sandbox
+from django_infusionsoft.sandbox import Sandbox, faults
 from tests.processes import started
+from tests.racer import ACCOUNT
+from tests.support import threads
 
-PROCESSES, THREADS = 4, 4
+T = TypeVar("T")
+long = pytest.mark.long
+
+Start = Callable[..., list["Racer"]]
+
+# Of these each has its instance before the round begins.
+LOADED_BEFORE = ["token", "session", "refresh", "command"]
+if find_spec("celery"):
+    LOADED_BEFORE.append("task")
+# And these load it by themselves, so that one may meet a pair that is new already.
+LOADED_LATER = ["command_for_account", "admin_action"]
+WAYS = LOADED_BEFORE + LOADED_LATER
 
 
-@pytest.mark.django_db(transaction=True)
-def test_one_refresh_serves_all_when_processes_and_threads_ask_at_once(
-    sandbox: Sandbox, expired: Credential, database_url: str
-) -> None:
-    gate = sandbox.hold("after")
+class Racer:
+    """Another process of the site, and what its threads are told to do."""
+
+    def __init__(self, process: "Popen[str]", threads: int) -> None:
+        self.threads = threads
+        self._process = process
+
+    def say(self, what: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        assert self._process.stdout
+        return json.loads(self._process.stdout.readline())
+
+
+@pytest.fixture
+def start(sandbox: Sandbox, database_url: str) -> Iterator[Start]:
+    """Start processes: ``start(8, threads=8)``."""
     with ExitStack() as stack:
-        racers = [
-            stack.enter_context(
+
+        def run(count: int, *, threads: int, seconds_ahead: int = 0) -> list[Racer]:
+            arguments = ["-m", "tests.racer", str(threads), str(seconds_ahead)]
+            options = {"stdin": PIPE, "stdout": PIPE}
+            processes = [
                 started(
-                    "-m",
-                    "tests.racer",
-                    "ab123",
-                    str(THREADS),
-                    database_url=database_url,
-                    settings=sandbox.settings,
-                    stdin=PIPE,
-                    stdout=PIPE,
+                    *arguments, database_url=database_url, settings=sandbox.settings, **options
                 )
-            )
-            for _ in range(PROCESSES)
-        ]
-        for racer in racers:
-            assert racer.stdout
-            assert racer.stdout.readline() == "ready\n"
-        for racer in racers:
-            assert racer.stdin
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-        gate.wait_until_processed(timeout=20)
-        gate.release()
-        answers = [json.loads(racer.stdout.readline()) for racer in racers if racer.stdout]
-    expired.refresh_from_db()
-    assert [token for process in answers for token in process] == [expired.access_token] * (
-        PROCESSES * THREADS
+                for _ in range(count)
+            ]
+            racers = [Racer(stack.enter_context(each), threads) for each in processes]
+            assert [each.hear() for each in racers] == ["ready"] * count
+            return racers
+
+        yield run
+
+
+def prepare(racers: Sequence[Racer], ways: Sequence[str], *, is_shared: bool = False) -> None:
+    """Let every thread load the credential, to use it in the ways given in turn."""
+    ways_left = list(ways) * sum(each.threads for each in racers)
+    for racer in racers:
+        mine = [ways_left.pop(0) for _ in range(racer.threads)]
+        racer.say({"ways": mine, "is_shared": is_shared})
+    assert [each.hear() for each in racers] == ["loaded"] * len(racers)
+
+
+def go(racers: Sequence[Racer]) -> None:
+    """Let them all begin, and return when the row as it was has been met by every thread."""
+    for racer in racers:
+        racer.say("go")
+    assert [each.hear() for each in racers] == ["under way"] * len(racers)
+
+
+def finish(racers: Sequence[Racer]) -> list[str]:
+    """Return all the access tokens that threads were given; nobody may have failed."""
+    results = [result for racer in racers for result in racer.hear()]
+    assert [result["error"] for result in results] == [""] * len(results)
+    return [access_token for result in results for access_token in result["access_tokens"]]
+
+
+def let_time_pass(sandbox: Sandbox, *, seconds_left: float = -1) -> None:
+    """Do as hours do, until so much is left: to the row, and at the API where it has ended."""
+    if seconds_left < 0:
+        sandbox.revoke_access_tokens(ACCOUNT)
+    ends_at = timezone.now() + timedelta(seconds=seconds_left)
+    Credential.objects.update(
+        issued_at=ends_at - timedelta(days=1), expires_at=ends_at, refresh_at=ends_at
     )
-    assert [request.outcome for request in sandbox.token_requests] == ["rotated"]
-    assert expired.generation == 2
 
 
-@pytest.mark.django_db(transaction=True)
-def test_every_way_to_refresh_shares_one_refresh_when_all_are_used_at_once(
-    sandbox: Sandbox, expired: Credential
+def seconds_until(moment: datetime | None) -> float:
+    assert moment
+    return (moment - timezone.now()).total_seconds()
+
+
+def check_all_work(sandbox: Sandbox, access_tokens: Iterable[str]) -> None:
+    for access_token in set(access_tokens):
+        headers = {"Authorization": f"Bearer {access_token}"}
+        requests.get(
+            f"{sandbox.api_url}v2/contacts", headers=headers, timeout=10
+        ).raise_for_status()
+
+
+def check_grant_is_alive(sandbox: Sandbox) -> None:
+    (grant,) = sandbox.live_grants
+    assert Credential.objects.get().refresh_token == grant.refresh_token
+    assert sandbox.replays == 0
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "rounds"),
+    [pytest.param(4, 4, 3, id="short"), pytest.param(8, 8, 50, id="long", marks=long)],
+)
+def test_one_refresh_serves_all_when_processes_and_threads_ask_at_once(
+    sandbox: Sandbox,
+    credential: Credential,
+    start: Start,
+    processes: int,
+    threads: int,
+    rounds: int,
 ) -> None:
-    Credential.objects.update(refresh_at=timezone.now() - timedelta(seconds=1))
-    old = expired.access_token
-    gate, start = sandbox.hold("after"), threading.Barrier(8)
-
-    def use(way: str) -> object:
-        credential = Credential.objects.for_account("ab123")
-        start.wait()
-        try:
-            match way:
-                case "session":
-                    return credential.session().get("v2/contacts").status_code
-                case "refresh":
-                    credential.refresh()
-                    return None
-                case "run":
-                    return Credential.objects.refresh_due().as_dict()
-                case _:
-                    return credential.get_access_token()
-        finally:
-            connection.close()
-
-    ways = ["session", "refresh", "run", "token"] * 2
-    with ThreadPoolExecutor(len(ways)) as pool:
-        calls = [pool.submit(use, way) for way in ways]
+    racers = start(processes, threads=threads)
+    for number in range(1, rounds + 1):
+        let_time_pass(sandbox)
+        prepare(racers, ["token"])
+        gate = sandbox.hold("after")
+        go(racers)
         gate.wait_until_processed()
         gate.release()
-        results = [call.result() for call in calls]
-    expired.refresh_from_db()
-    assert expired.access_token != old
-    assert (sandbox.replays, len(sandbox.token_requests)) == (0, 1)
-    assert results[0] == results[4] == 200
-    assert results[3] == results[7] == expired.access_token
+        served = finish(racers)
+        assert served == [Credential.objects.get().access_token] * (processes * threads)
+        check_all_work(sandbox, served)
+        assert len(sandbox.token_requests) == number
+        check_grant_is_alive(sandbox)
+
+
+@long
+def test_one_refresh_serves_all_when_keap_takes_a_quarter_of_a_minute(
+    sandbox: Sandbox, credential: Credential, start: Start
+) -> None:
+    racers = start(8, threads=8)
+    let_time_pass(sandbox)
+    prepare(racers, ["token"])
+    sandbox.plan(faults.latency_after(15))
+    go(racers)
+    served = finish(racers)
+    assert served == [Credential.objects.get().access_token] * 64
+    check_all_work(sandbox, served)
+    assert len(sandbox.token_requests) == 1
+    check_grant_is_alive(sandbox)
+
+
+MIXED = pytest.mark.parametrize(
+    ("processes", "rounds"),
+    [pytest.param(2, 2, id="short"), pytest.param(4, 20, id="long", marks=long)],
+)
+
+
+@MIXED
+def test_every_way_to_refresh_shares_one_refresh_when_all_are_used_at_once(
+    sandbox: Sandbox,
+    credential: Credential,
+    admin_user: User,
+    start: Start,
+    processes: int,
+    rounds: int,
+) -> None:
+    racers = start(processes, threads=len(WAYS))
+    for number in range(1, rounds + 1):
+        let_time_pass(sandbox)
+        prepare(racers, WAYS)
+        gate = sandbox.hold("after")
+        go(racers)
+        gate.wait_until_processed()
+        gate.release()
+        served = finish(racers)
+        assert set(served) == {Credential.objects.get().access_token}
+        check_all_work(sandbox, served)
+        assert len(sandbox.token_requests) == number
+        check_grant_is_alive(sandbox)
+
+
+@MIXED
+def test_nobody_fails_when_all_ways_to_refresh_overlap_as_they_happen_to(
+    sandbox: Sandbox,
+    credential: Credential,
+    admin_user: User,
+    start: Start,
+    processes: int,
+    rounds: int,
+) -> None:
+    racers = start(processes, threads=len(WAYS))
+    for _ in range(rounds):
+        let_time_pass(sandbox)
+        prepare(racers, WAYS)
+        before = len(sandbox.token_requests)
+        go(racers)
+        check_all_work(sandbox, finish(racers))
+        # One for all, and one for each that begins when it is done: those refresh at will.
+        at_will = processes * len(LOADED_LATER)
+        assert 1 <= len(sandbox.token_requests) - before <= 1 + at_will
+        check_grant_is_alive(sandbox)
+
+
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(3, id="short"), pytest.param(40, id="long", marks=long)]
+)
+def test_every_access_token_works_when_threads_share_an_instance_that_others_outdate(
+    sandbox: Sandbox, credential: Credential, start: Start, rounds: int
+) -> None:
+    sharing = start(2, threads=8)
+    others = start(1, threads=2)
+    for _ in range(rounds):
+        let_time_pass(sandbox)
+        prepare(sharing, ["tokens", "refresh", "session", "tokens"], is_shared=True)
+        prepare(others, ["rotate"])
+        go([*sharing, *others])
+        check_all_work(sandbox, finish([*sharing, *others]))
+        check_grant_is_alive(sandbox)
+
+
+# Clocks
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_one_refresh_serves_all_when_the_clock_of_one_process_is_wrong(
+    sandbox: Sandbox, credential: Credential, start: Start, hours: int, is_first: bool
+) -> None:
+    wrong, right = start(1, threads=4, seconds_ahead=hours * 3600), start(2, threads=4)
+    racers = wrong + right if is_first else right + wrong
+    let_time_pass(sandbox)
+    prepare(racers, ["token", "refresh", "session", "command"])
+    gate = sandbox.hold("after")
+    go(racers[:1])
+    gate.wait_until_processed()
+    go(racers[1:])
+    assert 60 < seconds_until(Credential.objects.get().lease_until) < 120
+    gate.release()
+    served = finish(racers)
+    row = Credential.objects.get()
+    assert set(served) == {row.access_token}
+    assert len(sandbox.token_requests) == 1
+    check_grant_is_alive(sandbox)
+    assert 86_340 < seconds_until(row.expires_at) < 86_400
+    assert 0.6 * 86_400 < seconds_until(row.refresh_at) < 0.81 * 86_400
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_fresh_access_token_is_left_alone_when_the_clock_is_wrong(
+    sandbox: Sandbox, credential: Credential, start: Start, hours: int
+) -> None:
+    racers = start(1, threads=3, seconds_ahead=hours * 3600)
+    let_time_pass(sandbox, seconds_left=1800)
+    prepare(racers, ["token", "session", "command"])
+    go(racers)
+    assert finish(racers) == [credential.access_token]
+    assert sandbox.token_requests == []
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_access_token_that_has_ended_is_refreshed_when_the_clock_is_wrong(
+    sandbox: Sandbox, credential: Credential, start: Start, hours: int
+) -> None:
+    racers = start(1, threads=2, seconds_ahead=hours * 3600)
+    for number, way in enumerate(["token", "session", "command"], start=1):
+        let_time_pass(sandbox, seconds_left=-1800)
+        prepare(racers, [way])
+        go(racers)
+        check_all_work(sandbox, [*finish(racers), Credential.objects.get().access_token])
+        assert len(sandbox.token_requests) == number
+    check_grant_is_alive(sandbox)
+
+
+# Threads of one process that share one instance, such as a module's
+
+
+class Slow:
+    """A thread that is slow to take in what its first such statement has found."""
+
+    def __init__(self, part_of_sql: str) -> None:
+        self.has_asked, self.may_go_on = Event(), Event()
+        self._part_of_sql = part_of_sql
+
+    def run(self, function: Callable[[], T]) -> T:
+        with connection.execute_wrapper(self._wrapper):
+            return function()
+
+    def _wrapper(self, execute: Any, sql: str, *rest: Any) -> Any:
+        result = execute(sql, *rest)
+        if self._part_of_sql in sql and not self.has_asked.is_set():
+            self.has_asked.set()
+            assert self.may_go_on.wait(10)
+        return result
+
+
+def test_access_token_works_when_another_thread_read_the_row_before_it_was_rotated(
+    transactional_db: None,
+    sandbox: Sandbox,
+    expired: Credential,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, slow = Credential.objects.for_account(ACCOUNT), Slow("is_leased")
+    set_attribute = Credential.__setattr__
+    with threads(1) as run:
+        # As whoever finds its access token too old.
+        late = run(lambda: slow.run(lambda: rows.look(shared)))
+        assert slow.has_asked.wait(10)
+        expired.refresh()
+
+        def let_the_slow_one_in(self: Credential, name: str, value: Any) -> None:
+            if name == "expires_at" and not slow.may_go_on.is_set():
+                slow.may_go_on.set()
+                wait([late], timeout=1)
+            set_attribute(self, name, value)
+
+        monkeypatch.setattr(Credential, "__setattr__", let_the_slow_one_in)
+        served = shared.get_access_token()
+        slow.may_go_on.set()
+    late.result()
+    assert served == expired.access_token
+    assert shared.get_access_token() == expired.access_token
+
+
+def test_one_refresh_serves_a_thread_that_is_slow_to_notice_its_end(
+    transactional_db: None, sandbox: Sandbox, expired: Credential
+) -> None:
+    gate, slow = sandbox.hold("after"), Slow("lease_holder")
+    with threads(2) as run:
+        first = run(expired.get_access_token)
+        gate.wait_until_processed()
+        late = run(lambda: slow.run(expired.get_access_token))
+        assert slow.has_asked.wait(10)
+        gate.release()
+        served = first.result()
+        slow.may_go_on.set()
+    assert late.result() == served
+    assert len(sandbox.token_requests) == 1

@@ -72,7 +72,7 @@ def test_no_secret_is_found_anywhere_after_a_whole_life(
         faults.drop_after(),
     ):
         if fault is not None:
-            sandbox.plan(fault)
+            sandbox.plan(fault, account="ab123")  # and not for a probe
         shown += attempt(credential)
         secrets |= {credential.access_token, credential.refresh_token}
     shown += attempt(credential)
