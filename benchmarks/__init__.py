@@ -1,0 +1,1 @@
+"""What claims about performance and endurance rest on. Not part of what is released."""

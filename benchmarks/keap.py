@@ -1,0 +1,116 @@
+"""The sandbox in a process of its own, so that its work is nobody's whose time is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from django_infusionsoft.sandbox import Sandbox, Switches, faults
+
+STOP_SECONDS: Final = 30.0
+
+
+class Grant(NamedTuple):
+    """One account's first pair."""
+
+    account: str
+    access_token: str
+    refresh_token: str
+
+
+class Keap:
+    """Starts the process, and asks it line by line; it ends with whoever started it."""
+
+    def __init__(self, accounts: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.keap", str(accounts)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.settings: dict[str, str] = self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def issue(self, number: int) -> list[Grant]:
+        """Return new grants of the first ``number`` accounts."""
+        return [Grant(*each) for each in self._ask("issue", number)]
+
+    def be_slow(self, seconds: float) -> None:
+        """Take so long for each refresh from now on."""
+        self._ask("be_slow", seconds)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """User and system time of the process so far."""
+        return float(self._ask("cpu_seconds", None))
+
+    def _ask(self, what: str, value: object) -> Any:
+        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
+        print(json.dumps([what, value]), file=self._process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("The sandbox's process has ended: see above.")
+        return json.loads(line)
+
+
+class _Desk:
+    """Does in the sandbox's process what ``Keap`` asks for; each answer is a value of JSON."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def answer(self, what: str, value: Any) -> Any:
+        if what == "issue":
+            return self._issue(value)
+        if what == "be_slow":
+            return self._be_slow(value)
+        return sum(os.times()[:2])
+
+    def _issue(self, number: int) -> list[Grant]:
+        names = [account.app_id for account in self._sandbox.accounts[:number]]
+        replies = ((name, self._sandbox.issue(name)) for name in names)
+        return [
+            Grant(name, reply["access_token"], reply["refresh_token"]) for name, reply in replies
+        ]
+
+    def _be_slow(self, seconds: float) -> None:
+        self._sandbox.clear_plan()
+        if seconds:
+            self._sandbox.plan(faults.latency(seconds), endpoint="refresh", times=None)
+
+
+def main(accounts: int) -> None:
+    names = [f"bn{number:07}" for number in range(accounts)]
+    with Sandbox(accounts=names, switches=Switches()) as sandbox:
+        print(json.dumps(sandbox.settings), flush=True)
+        desk = _Desk(sandbox)
+        for line in sys.stdin:
+            print(json.dumps(desk.answer(*json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

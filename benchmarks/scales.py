@@ -1,0 +1,68 @@
+"""How much a benchmark of the sweep measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Numbers of credentials, unless said otherwise."""
+
+    due: int
+    rounds: int
+    """Of measuring ours and theirs in turns."""
+    concurrencies: tuple[int, ...]
+    """Calls side by side."""
+    due_per_thread: int
+    """In the comparison of concurrencies, so that each takes as long."""
+    claims: int
+    """How many are timed."""
+    claim_stored: tuple[int, int]
+    memory_due: tuple[int, int]
+    gets: int
+    """Calls of the API, of each kind."""
+    peers_due: int
+    growth_stored: tuple[int, ...]
+    growth_stored_due: int
+    growth_due: tuple[int, ...]
+
+    @property
+    def accounts(self) -> int:
+        """How many the sandbox needs."""
+        return max(self.due, *self.memory_due, *self.growth_due)
+
+
+SCALES: Final[Mapping[str, Scale]] = {
+    "full": Scale(
+        due=2000,
+        rounds=3,
+        concurrencies=(4, 8, 12, 16, 24, 32),
+        due_per_thread=60,
+        claims=60,
+        claim_stored=(10_000, 1_000_000),
+        memory_due=(1000, 100_000),
+        gets=2000,
+        peers_due=200,
+        growth_stored=(1000, 10_000, 100_000, 1_000_000),
+        growth_stored_due=1000,
+        growth_due=(1000, 3000, 10_000, 30_000),
+    ),
+    # A look at whether everything works: too short for its figures to mean much.
+    "small": Scale(
+        due=60,
+        rounds=1,
+        concurrencies=(4, 8),
+        due_per_thread=5,
+        claims=5,
+        claim_stored=(1000, 5000),
+        memory_due=(50, 100),
+        gets=100,
+        peers_due=10,
+        growth_stored=(100, 1000),
+        growth_stored_due=50,
+        growth_due=(50, 100),
+    ),
+}
