@@ -44,6 +44,7 @@ from django_infusionsoft.exceptions import (
     TemporarilyUnavailable,
 )
 from django_infusionsoft.leases import Claim, held
+from django_infusionsoft.plain import quoted
 from django_infusionsoft.rows import (
     NO_LEASE,
     alias_of,
@@ -55,6 +56,8 @@ from django_infusionsoft.rows import (
 from django_infusionsoft.timing import Plan
 
 if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
     from django_infusionsoft.models import Credential
 
 logger = logging.getLogger("django_infusionsoft")
@@ -80,6 +83,8 @@ class Attempt:
     """Of the refresh token presented; empty where none was."""
     seconds: float | None = None
     """How long Keap took; ``None`` where it was not asked."""
+    user: AbstractBaseUser | None = None
+    """Whose will it was."""
 
     @property
     def details(self) -> dict[str, Any]:
@@ -87,6 +92,7 @@ class Attempt:
         return {
             "fingerprint": self.fingerprint,
             "duration_ms": None if self.seconds is None else round(self.seconds * 1000),
+            "user": self.user,
         }
 
 
@@ -116,6 +122,7 @@ def send(claim: Claim) -> Attempt:
         credential.generation,
         lease_id=claim.lease.id,
         due_at=claim.due_at,
+        user=claim.user,
     )
     try:
         attempt = partial(attempt, plan=refresh_plan())
@@ -355,6 +362,8 @@ def _reject(attempt: Attempt, error: ReauthorizationRequired) -> Settled:
         reason=error.reason or unless_told,
         last_error=str(error),
         refresh_at=None,
+        # A mail may have told of another loss, and nobody yet that it was mended.
+        is_alerted=False,
     )
     look(credential)
     if not believed:
@@ -393,7 +402,7 @@ def _postpone(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> S
     if not (attempt.fingerprint or is_at_fault):
         # Nothing happened to this credential, and it may be so every minute.
         level = logging.ERROR if outcome == Outcome.MISCONFIGURED else logging.WARNING
-        logger.log(level, "%s credential=%s %s", outcome.value, credential.pk, error)
+        logger.log(level, "%s credential=%s error=%s", outcome.value, credential.pk, quoted(error))
         return Settled(attempt, outcome, error)
     return Settled(attempt, outcome, error, EventKind.REFRESH_FAILED)
 

@@ -25,6 +25,7 @@ from django_infusionsoft.exceptions import (
     OutcomeUnknown,
     TemporarilyUnavailable,
 )
+from django_infusionsoft.plain import quoted
 from django_infusionsoft.transport import longest_call_seconds
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def trip(
         )
         state = row_of(alias, state).get()
     if has_tripped:
-        logger.warning("application_stopped application=%s trouble=%s", state, trouble)
+        logger.warning("application_stopped application=%s trouble=%s", _name(state), trouble)
     is_refused = trouble == Trouble.REJECTED
     return not (has_tripped and is_refused and _probe(alias, state))
 
@@ -170,7 +171,7 @@ def _take_probe(alias: str, state: ApplicationState, client: oauth.Client) -> bo
 
 def _stay_open(alias: str, state: ApplicationState, error: InfusionsoftError) -> None:
     """Name the time of the next probe, and tell, once, that Keap refuses the client."""
-    logger.warning("probe_failed application=%s %s", state, error)
+    logger.warning("probe_failed application=%s error=%s", _name(state), quoted(error))
     trouble = _trouble(error)
     is_refused = trouble == Trouble.REJECTED
     columns: dict[str, Any] = {"probe_at": from_now(_pause(state.probes, trouble, error))}
@@ -184,7 +185,7 @@ def _stay_open(alias: str, state: ApplicationState, error: InfusionsoftError) ->
         untold = row.filter(is_news).exclude(told_trip=state.trips)
         is_told = is_refused and untold.update(told_at=DatabaseNow(), told_trip=state.trips)
     if is_told:
-        logger.error("application_rejected application=%s %s", state, error)
+        logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
         signals.application_rejected.send_robust(
             sender=type(state), application=state.application, error=str(error)
         )
@@ -200,7 +201,7 @@ def _close(alias: str, state: ApplicationState) -> bool:
     if is_closed and state.trouble == Trouble.UNAVAILABLE:
         _bring_forward(alias, state)
     if was_told:
-        logger.info("application_accepted application=%s", state)
+        logger.info("application_accepted application=%s", _name(state))
         signals.application_accepted.send_robust(sender=type(state), application=state.application)
     return bool(is_closed)
 
@@ -221,6 +222,11 @@ def _bring_forward(alias: str, state: ApplicationState) -> None:
     )
     with own_transaction(alias):
         waiting.update(refresh_at=F("issued_at"))
+
+
+def _name(state: ApplicationState) -> str:
+    """Return what a log calls it, in whatever language."""
+    return quoted(state.application or "settings")
 
 
 def _mark(client: oauth.Client) -> str:

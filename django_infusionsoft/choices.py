@@ -12,6 +12,16 @@ class Status(TextChoices):
     DISCONNECTED = "disconnected", _("disconnected")
 
 
+class Condition(TextChoices):
+    """How a credential is, in one word for a person. Each has exactly one of these."""
+
+    CONNECTED = "connected", _("connected")
+    REFRESHING = "refreshing", _("refreshing")
+    RETRYING = "retrying", _("retrying")
+    NEEDS_ATTENTION = "needs_attention", _("needs attention")
+    DISCONNECTED = "disconnected", _("disconnected")
+
+
 class Reason(TextChoices):
     """Why a person has to connect the account again."""
 

@@ -192,6 +192,19 @@ class Conf:
     EVENT_RETENTION_DAYS = Setting(
         90.0, "how old an event of a credential's history gets; 0: kept for ever", _not_negative
     )
+    OVERDUE_SECONDS = Setting(
+        900.0,
+        "how long a refresh may be overdue, or no run be seen, before the worker counts as behind",
+        _positive,
+    )
+    ALERT_RECIPIENTS: Setting[list[str]] = Setting(
+        [], "mail addresses that are told when something needs a person, and when it is mended"
+    )
+    SITE_URL = Setting(
+        "",
+        "the site's own address, for links in mails; empty: that of ``INFUSIONSOFT_REDIRECT_URI``",
+        _endpoint_or_empty,
+    )
     REFRESH_CONCURRENCY = Setting(12, "how many refreshes one worker overlaps", _positive)
     SPOOL_DIR: Setting[str | os.PathLike[str]] = Setting(
         "/var/tmp/django-infusionsoft-{uid}",  # noqa: S108  # it must be ours and is closed to others

@@ -6,10 +6,11 @@ It wins over whatever the row holds or a refresh still brings home.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from django.db import IntegrityError, router, transaction
+from django.db import IntegrityError, connections, router, transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
@@ -82,10 +83,19 @@ def store(
         EventKind.IMPORTED if imported else kind,
         on_its_own=not imported,
         user=user,
+        # It may come once more, from where it was exported, when it has been rotated here.
+        fingerprint=history.fingerprint(pair.refresh_token or "") if imported else "",
     )
-    signals.credential_connected.send_robust(
-        sender=model, credential=credential, created=created, user=user
-    )
+
+    def tell() -> None:
+        signals.credential_connected.send_robust(
+            sender=model, credential=credential, created=created, user=user
+        )
+
+    if imported:
+        _after_commit(alias, tell)
+    else:
+        tell()
     return credential
 
 
@@ -114,6 +124,15 @@ def forget(credential: Credential, *, user: AbstractBaseUser | None = None) -> N
     signals.credential_disconnected.send_robust(
         sender=type(credential), credential=credential, user=user
     )
+
+
+def _after_commit(alias: str, tell: Callable[[], None]) -> None:
+    """Call it once the caller's transaction is committed. A ``TestCase``'s never is: now."""
+    blocks = connections[alias].atomic_blocks
+    if blocks and not any(getattr(block, "_from_testcase", False) for block in blocks):
+        transaction.on_commit(tell, using=alias)
+    else:
+        tell()
 
 
 def _put(

@@ -18,6 +18,7 @@ from django_infusionsoft.choices import EventKind
 from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow, own_transaction
 from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.plain import quoted
 from django_infusionsoft.rows import alias_of, process_name
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Entry:
             **{name: value for name, value in self.details.items() if name != "user"},
         }
         return " ".join(
-            f"{name}={_quote(value)}" for name, value in fields.items() if value not in (None, "")
+            f"{name}={quoted(value)}" for name, value in fields.items() if value not in (None, "")
         )
 
 
@@ -175,8 +176,3 @@ def _write(alias: str, entries: Sequence[Entry]) -> None:
 def _events(model: type[Credential], alias: str) -> QuerySet[CredentialEvent]:
     events: type[CredentialEvent] = apps.get_model(model._meta.app_label, "CredentialEvent")
     return events._base_manager.using(alias)
-
-
-def _quote(value: object) -> str:
-    text = str(value)
-    return f'"{text}"' if " " in text else text

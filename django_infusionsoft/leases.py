@@ -22,6 +22,8 @@ from django_infusionsoft.rows import NO_LEASE, alias_of, process_name, read_cloc
 from django_infusionsoft.transport import longest_answer_seconds, longest_call_seconds
 
 if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
     from django_infusionsoft.models import Credential
 
 # Of one refresh token, without anybody's will: the first attempt, and one controlled repeat where
@@ -60,6 +62,8 @@ class Claim:
     by_will: bool = False
     due_at: datetime | None = None
     """When it was due, or would have been; ``None`` where that is not known."""
+    user: AbstractBaseUser | None = None
+    """Whose will it is, for the history."""
 
     @property
     def may_present(self) -> bool:
@@ -75,13 +79,18 @@ class _Found(NamedTuple):
 
 
 def claim(
-    credential: Credential, *, seen: int | None = None, by_will: bool = False
+    credential: Credential,
+    *,
+    seen: int | None = None,
+    by_will: bool = False,
+    user: AbstractBaseUser | None = None,
 ) -> Claim | None:
     """Take the lease if the generation is the one seen, nobody's lease is alive, and the
     application's client is in use.
 
     :param seen: that generation, where the instance's may have moved on: threads may share it.
     :param by_will: of somebody who knows that two attempts had no answer, and wants another.
+    :param user: who that is, where it is known.
     """
     alias, lease = alias_of(credential), _new_lease()
     due_at = credential.__dict__.get("refresh_at")
@@ -98,7 +107,7 @@ def claim(
                 return None
             holder = ended[1] if ended[2] else None
         ours = _held_by(lease, row_of(credential))
-        return Claim(lease, ours[0], holder, by_will, due_at) if ours else None
+        return Claim(lease, ours[0], holder, by_will, due_at, user) if ours else None
 
 
 def claim_batch(due: QuerySet[Credential], size: int) -> list[Claim]:

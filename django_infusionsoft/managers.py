@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from django.db import models, router
 
 from django_infusionsoft import grants, runs
-from django_infusionsoft.choices import Status
+from django_infusionsoft.choices import Condition, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.oauth import TokenPair, normalize_account
-from django_infusionsoft.rows import read_clock
+from django_infusionsoft.rows import is_in, read_clock
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -62,6 +62,10 @@ class CredentialQuerySet(models.QuerySet["Credential"]):
     def needs_reauthorization(self) -> CredentialQuerySet:
         """Those that a person has to connect again."""
         return self.filter(status=Status.REAUTHORIZATION_REQUIRED)
+
+    def in_condition(self, condition: Condition) -> CredentialQuerySet:
+        """Those that a person would see described by this word."""
+        return self.filter(is_in(condition))
 
     def due(self) -> CredentialQuerySet:
         """Those to be refreshed by now, by the database's clock. One range of an index."""

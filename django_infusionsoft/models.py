@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from django_infusionsoft import grants, profiles, refresh, rows
-from django_infusionsoft.choices import EventKind, Outcome, Reason, Status, Trouble
+from django_infusionsoft.choices import Condition, EventKind, Outcome, Reason, Status, Trouble
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, DecryptionError
 from django_infusionsoft.fields import EncryptedTextField
@@ -109,6 +109,8 @@ class ApplicationState(models.Model):
     client_marks = models.CharField(max_length=255, blank=True, editable=False)
     probes = models.PositiveIntegerField(_("probes in vain"), default=0)
     probe_at = models.DateTimeField(_("next probe"))
+    # Whether a mail has told of the trouble.
+    is_alerted = models.BooleanField(default=False, editable=False)
     # By the ceiling of requests per second: until when every place is taken.
     booked_until = models.DateTimeField(null=True, editable=False)
 
@@ -119,6 +121,7 @@ class ApplicationState(models.Model):
     class Meta:
         verbose_name = _("application state")
         verbose_name_plural = _("application states")
+        default_permissions = ()
         constraints = [
             models.UniqueConstraint(
                 fields=["application_key"], name="infusionsoft_one_state_per_application"
@@ -135,6 +138,36 @@ class ApplicationState(models.Model):
         :raises ConfigurationError: it is not configured.
         """
         return client_of(self.application)
+
+
+class Upkeep(models.Model):
+    """What the processes of a site know of each other: one row, by the database's clock."""
+
+    THE_ONE = 1
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=THE_ONE)
+    run_seen_at = models.DateTimeField(_("a run was seen"), null=True)
+    run_ended_at = models.DateTimeField(_("last run ended"), null=True)
+    run_ended = models.CharField(_("why it ended"), max_length=20, blank=True)
+    run_refreshed = models.PositiveIntegerField(_("refreshed by it"), default=0)
+    run_failed = models.PositiveIntegerField(_("not refreshed by it"), default=0)
+    run_worker = models.CharField(_("process"), max_length=100, blank=True)
+    # Who sends a mail has it until then; and when the last one was sent, and the last that said
+    # that refreshes are overdue.
+    mail_until = models.DateTimeField(null=True)
+    mailed_at = models.DateTimeField(null=True)
+    overdue_mailed_at = models.DateTimeField(null=True)
+
+    if TYPE_CHECKING:
+        database_now: datetime  # when it was read, by the database's clock
+
+    class Meta:
+        verbose_name = _("upkeep")
+        verbose_name_plural = _("upkeep")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(_("upkeep"))
 
 
 class Credential(models.Model):
@@ -192,6 +225,8 @@ class Credential(models.Model):
     lease_holder = models.CharField(max_length=100, blank=True, editable=False)
     # Whether its holder may have presented the refresh token by now.
     lease_is_used = models.BooleanField(default=False, editable=False)
+    # Whether a mail has told that it needs a person.
+    is_alerted = models.BooleanField(default=False, editable=False)
 
     objects = CredentialManager()
 
@@ -215,9 +250,17 @@ class Credential(models.Model):
         indexes = [
             models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
             models.Index(fields=["account"], name="infusionsoft_account"),
-            models.Index(fields=["status"], name="infusionsoft_status"),
+            # With what a summary counts by, so that it need not look at the rows.
+            models.Index(fields=["status", "failures"], name="infusionsoft_status"),
+            models.Index(fields=["is_alerted", "status"], name="infusionsoft_alerted"),
         ]
-        permissions = [("refresh_credential", _("Can refresh credential"))]
+        # One for each verb of a person's. Nothing can be added or changed by hand.
+        default_permissions = ("view", "delete")
+        permissions = [
+            ("connect_credential", _("Can connect credential")),
+            ("refresh_credential", _("Can refresh credential")),
+            ("disconnect_credential", _("Can disconnect credential")),
+        ]
 
     def __str__(self) -> str:
         return self.account or f"#{self.pk}"
@@ -229,6 +272,17 @@ class Credential(models.Model):
         :raises ConfigurationError: it is not configured.
         """
         return client_of(self.application)
+
+    @property
+    def condition(self) -> Condition:
+        """How it is, in one word for a person."""
+        if self.status == Status.DISCONNECTED:
+            return Condition.DISCONNECTED
+        if self.status == Status.REAUTHORIZATION_REQUIRED:
+            return Condition.NEEDS_ATTENTION
+        if self.lease_until is not None and self.lease_until > self.now:
+            return Condition.REFRESHING
+        return Condition.RETRYING if self.is_retrying else Condition.CONNECTED
 
     @property
     def is_retrying(self) -> bool:
@@ -284,14 +338,15 @@ class Credential(models.Model):
             refresh.refresh(self)
         return self.access_token
 
-    def refresh(self) -> None:
+    def refresh(self, *, user: AbstractBaseUser | None = None) -> None:
         """Rotate the pair now, once, whoever else is trying.
 
         Where somebody has rotated it since this instance was loaded, takes that over instead.
 
+        :param user: the person whose will it is, for the history.
         :raises InfusionsoftError: as ``get_access_token()``.
         """
-        refresh.refresh(self, by_will=True)
+        refresh.refresh(self, by_will=True, user=user)
 
     def disconnect(self, *, user: AbstractBaseUser | None = None) -> None:
         """Forget the pair: nothing is refreshed or served any more until somebody reconnects.
@@ -350,6 +405,7 @@ class CredentialEvent(models.Model):
     class Meta:
         verbose_name = _("credential event")
         verbose_name_plural = _("credential events")
+        default_permissions = ("view",)
         ordering = ["-pk"]
         indexes = [models.Index(fields=["credential", "-id"], name="infusionsoft_history")]
 

@@ -10,16 +10,18 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from django.db import Error
 
-from django_infusionsoft import breaker
-from django_infusionsoft.attempts import needs_a_person, tell_abandoned
+from django_infusionsoft import alarms, breaker
+from django_infusionsoft.attempts import Settled, needs_a_person, tell_abandoned
 from django_infusionsoft.calls import Calls
 from django_infusionsoft.choices import Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
+    ClientRejected,
     InfusionsoftError,
     ReauthorizationRequired,
     RefreshInProgress,
@@ -30,25 +32,30 @@ from django_infusionsoft.recovery import recover
 from django_infusionsoft.rows import alias_of, look, take_over
 
 if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
     from django_infusionsoft.models import Credential
 
 FIRST_POLL_SECONDS: Final = 0.05
 LONGEST_POLL_SECONDS: Final = 1.0
 
 
-def refresh(credential: Credential, *, by_will: bool = False) -> None:
+def refresh(
+    credential: Credential, *, by_will: bool = False, user: AbstractBaseUser | None = None
+) -> None:
     """Rotate the pair once, whoever else is trying, and take over the result.
 
     Returns as well where somebody else has rotated it since ``credential`` was loaded.
 
     :param by_will: a person's, who wants another attempt even after two without an answer.
+    :param user: who that is, for the history.
     :raises ReauthorizationRequired: a person has to connect the account again.
     :raises ConfigurationError: the client or the keys are wrong.
     :raises TemporarilyUnavailable: later; nothing is lost.
     """
     seen = credential.generation
-    claimed = claim(credential, seen=seen, by_will=by_will)
-    claimed = claimed or _wait_for_other(credential, seen, by_will=by_will)
+    claimed = claim(credential, seen=seen, by_will=by_will, user=user)
+    claimed = claimed or _wait_for_other(credential, seen, by_will=by_will, user=user)
     if claimed is not None:
         _carry_out(credential, claimed)
     if credential.status == Status.DISCONNECTED:  # by a person, while it was being refreshed
@@ -81,10 +88,24 @@ def _carry_out(credential: Credential, claimed: Claim) -> None:
         (settled,) = calls.settle()
     if settled.error is None:
         take_over(credential, claimed.credential)
-        return
-    with suppress(ReauthorizationRequired):  # deleted meanwhile, which the error says better
-        look(credential)
-    raise settled.error
+    else:
+        # Deleted meanwhile, which the error says better.
+        with suppress(ReauthorizationRequired):
+            look(credential)
+    if _concerns_a_person(settled, claimed):
+        alarms.tell(alias_of(credential))
+    if settled.error is not None:
+        raise settled.error
+
+
+def _concerns_a_person(settled: Settled, claimed: Claim) -> bool:
+    """Whether it is lost, or the client refused, or was due for so long that no worker can be
+    running.
+    """
+    if isinstance(settled.error, ReauthorizationRequired | ClientRejected):
+        return True
+    late = timedelta(seconds=conf.OVERDUE_SECONDS)
+    return claimed.due_at is not None and claimed.due_at < claimed.credential.now - late
 
 
 def _refresh_ahead(credential: Credential, *, leased: bool) -> None:
@@ -108,7 +129,9 @@ def _seconds_to_wait(credential: Credential) -> float:
     return max(0.0, (credential.refresh_at - credential.now).total_seconds())
 
 
-def _wait_for_other(credential: Credential, seen: int, *, by_will: bool) -> Claim | None:
+def _wait_for_other(
+    credential: Credential, seen: int, *, by_will: bool, user: AbstractBaseUser | None
+) -> Claim | None:
     """Wait until the other's refresh of the generation that was seen is over.
 
     :returns: a claim of our own where the other gave up without an outcome, else ``None``.
@@ -124,7 +147,7 @@ def _wait_for_other(credential: Credential, seen: int, *, by_will: bool) -> Clai
             if failures is not None and credential.failures > failures:
                 _require_patience_is_over(credential)
             breaker.admit(alias_of(credential), credential.application)
-            if claimed := claim(credential, seen=seen, by_will=by_will):
+            if claimed := claim(credential, seen=seen, by_will=by_will, user=user):
                 return claimed
         failures = credential.failures if failures is None else failures
         time.sleep(pause)

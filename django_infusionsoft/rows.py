@@ -15,7 +15,7 @@ from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 from django.utils import timezone
 
 from django_infusionsoft import oauth
-from django_infusionsoft.choices import Status
+from django_infusionsoft.choices import Condition, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow, own_transaction
 from django_infusionsoft.exceptions import ReauthorizationRequired
@@ -65,6 +65,32 @@ def alias_of(credential: Credential) -> str:
 
 def row_of(credential: Credential) -> QuerySet[Credential]:
     return type(credential)._base_manager.using(alias_of(credential)).filter(pk=credential.pk)
+
+
+def is_in(condition: Condition) -> Q:
+    """Whether a credential's row is in this condition, by the database's clock."""
+    is_alive = Q(status=Status.CONNECTED)
+    match condition:
+        case Condition.NEEDS_ATTENTION:
+            return Q(status=Status.REAUTHORIZATION_REQUIRED)
+        case Condition.DISCONNECTED:
+            return Q(status=Status.DISCONNECTED)
+        case Condition.REFRESHING:
+            # The lease says it; when it is due, which is the lease's end meanwhile, has an index.
+            # Twice: of another machine's settings.
+            now, longest = DatabaseNow(), timedelta(seconds=2 * conf.LEASE_SECONDS)
+            is_soon = Q(refresh_at__gt=now, refresh_at__lte=now + longest)
+            return is_alive & is_soon & Q(lease_until__gt=now)
+        case Condition.RETRYING:
+            return is_alive & Q(failures__gt=0) & is_idle()
+        case Condition.CONNECTED:
+            return is_alive & Q(failures=0) & is_idle()
+
+
+def is_idle() -> Q:
+    """Whether nobody holds a row's lease, by the database's clock."""
+    # Not the opposite of the above: to the database, NULL is neither.
+    return Q(lease_until__isnull=True) | Q(lease_until__lte=DatabaseNow())
 
 
 def is_leased() -> ExpressionWrapper[Any]:

@@ -16,7 +16,9 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from django_infusionsoft import breaker, history, pace
+from django.db import Error
+
+from django_infusionsoft import alarms, breaker, history, pace, upkeep
 from django_infusionsoft.attempts import Settled, tell_abandoned
 from django_infusionsoft.calls import FAILURES_THAT_HALT, Calls
 from django_infusionsoft.choices import Outcome
@@ -25,6 +27,7 @@ from django_infusionsoft.database import own_transaction
 from django_infusionsoft.exceptions import (
     ClientRejected,
     ConfigurationError,
+    DatabaseBusy,
     InfusionsoftError,
     RefreshInProgress,
 )
@@ -42,6 +45,7 @@ logger = logging.getLogger("django_infusionsoft")
 MOST_AHEAD: Final = 100
 # How soon it is noticed that the run is to stop.
 TICK_SECONDS: Final = 0.2
+HEARTBEAT_SECONDS: Final = 60.0
 # Who they are is asked one by one, and of servers that do not know; the others' turn will come.
 NAMELESS_OF_A_RUN: Final = 5
 
@@ -115,10 +119,12 @@ def refresh_due(
     :param on_progress: called after every handful.
     """
     run, ends_at = Run(), time.monotonic() + time_limit_seconds
+    upkeep.see_run(due.db)
+    progress = _Heartbeat(due.db, on_progress)
     for settled in recover_all(due.model, due.db):
         run.count(settled)
     with Calls(conf.REFRESH_CONCURRENCY) as calls:
-        _Sweep(due, run, calls, ends_at, should_stop, on_progress).go()
+        _Sweep(due, run, calls, ends_at, should_stop, progress).go()
     on_progress(run)
     if run.ended != Ended.STOP:
         run.pruned = history.prune(
@@ -126,7 +132,35 @@ def refresh_due(
         )
     counts = " ".join(f"{name}={count}" for name, count in run.as_dict().items())
     logger.info("run_finished %s pruned=%s ended=%s", counts, run.pruned, run.ended)
+    _report(due.db, run)
     return run
+
+
+def _report(alias: str, run: Run) -> None:
+    """Let the others know that a run has ended; mail what it has come upon."""
+    try:
+        upkeep.end_run(
+            alias, ended=run.ended, refreshed=run.refreshed, failed=run.tried - run.refreshed
+        )
+    except (Error, DatabaseBusy):  # what it did is done
+        logger.exception("run_not_reported")
+    if run.ended != Ended.STOP:
+        alarms.tell(alias)
+
+
+@dataclass(slots=True)
+class _Heartbeat:
+    """Writes down now and then that the run goes on, and passes on how far it has come."""
+
+    alias: str
+    on_progress: Callable[[Run], None]
+    seen_at: float = field(default_factory=time.monotonic, init=False)
+
+    def __call__(self, run: Run) -> None:
+        if time.monotonic() - self.seen_at > HEARTBEAT_SECONDS:
+            self.seen_at = time.monotonic()
+            upkeep.see_run(self.alias)
+        self.on_progress(run)
 
 
 @dataclass(slots=True)
@@ -152,6 +186,8 @@ class _Sweep:
     """Whether the clients that are not used are to be looked at before anything is claimed."""
     claims_at: float = field(default=0.0, init=False)
     """Not before this moment: there was nothing more to be had."""
+    was_booked_out: bool = field(default=False, init=False)
+    """Whether every place was taken when this was last looked at."""
     failures: Counter[int | None] = field(default_factory=Counter, init=False)
     """Errors of Keap's in a row, by application."""
 
@@ -287,9 +323,12 @@ class _Sweep:
     def _wait_for_more(self) -> bool:
         """Wait for free places; return whether that is what the rest waits for."""
         pause = pace.seconds_until_free(self.due.db)
-        if pause < math.inf and self._is_anything_due():
+        was_booked_out, self.was_booked_out = self.was_booked_out, pause < math.inf
+        if self.was_booked_out and self._is_anything_due():
             time.sleep(min(max(pause, 0.01), TICK_SECONDS))
             return True
+        if was_booked_out:
+            return True  # they may have come free since it was tried to claim
         if self.run.stopped and self._is_anything_due():
             self.run.ended = Ended.KEAP
         return False

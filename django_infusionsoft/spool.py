@@ -28,6 +28,7 @@ from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, SpoolError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.oauth import TokenPair
+from django_infusionsoft.plain import quoted
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -147,7 +148,7 @@ def waiting(database: str) -> Iterator[Slip]:
         try:
             slip = _read(path)
         except SpoolError as error:
-            logger.error("spool_unreadable %s", error)
+            logger.error("spool_unreadable error=%s", quoted(error))
             continue
         if slip is not None and slip.place.database == database:
             yield slip

@@ -86,7 +86,7 @@ class KeapView(PermissionRequiredMixin, View):
     are looked up by their names, with the arguments of the URL of this request.
     """
 
-    permission_required: Any = "django_infusionsoft.add_credential"
+    permission_required: Any = "django_infusionsoft.connect_credential"
     authorize_url_name = "django_infusionsoft:authorize"
     callback_url_name = "django_infusionsoft:callback"
     template_name: str

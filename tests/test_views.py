@@ -49,7 +49,7 @@ EVIL = [
 
 @pytest.fixture
 def user() -> User:
-    return user_who_may("add_credential")
+    return user_who_may("connect_credential")
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_default_application_is_used_where_the_request_names_none(
 
 def test_state_from_elsewhere_connects_nothing(client: Client, sandbox: Sandbox) -> None:
     depart(client)
-    url = sandbox.authorize(depart(visitor(user_who_may("add_credential", name="eve"))))
+    url = sandbox.authorize(depart(visitor(user_who_may("connect_credential", name="eve"))))
     assert_problem(client.get(url), 400, "not waiting for an answer", "start again")
     assert sandbox.token_requests == []
 
@@ -344,7 +344,7 @@ def test_two_tabs_connect_two_accounts_in_any_order(client: Client, sandbox: San
 
 def test_another_user_in_the_same_browser_cannot_finish(client: Client, sandbox: Sandbox) -> None:
     url = sandbox.authorize(depart(client))
-    client.force_login(user_who_may("add_credential", name="bob"))
+    client.force_login(user_who_may("connect_credential", name="bob"))
     assert_problem(client.get(url), 400, "not waiting for an answer")
 
 
