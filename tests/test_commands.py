@@ -387,41 +387,6 @@ def test_plain_lines_are_written_where_there_is_no_terminal(
 # infusionsoft_status
 
 
-def test_status_shows_every_account(connect: Callable[..., Credential]) -> None:
-    connect("ab123")
-    connect("cd456")
-    output, code = run("infusionsoft_status")
-    first, second = output.splitlines()
-    assert first.startswith("ab123 ")
-    assert second.startswith("cd456 ")
-    tomorrow = timezone.localtime() + timedelta(days=1)
-    assert f"expires {tomorrow:%Y-%m-%d}" in first
-    assert code == 0
-
-
-def test_status_exits_with_1_when_an_account_needs_a_person(credential: Credential) -> None:
-    Credential.objects.update(status="reauthorization_required", reason="revoked", refresh_at=None)
-    output, code = run("infusionsoft_status")
-    assert "needs attention" in output
-    assert code == 1
-
-
-def test_status_tells_why_an_account_is_not_refreshed(
-    credential: Credential, sandbox: Sandbox
-) -> None:
-    sandbox.plan(faults.error_503())
-    with pytest.raises(CommandError):
-        run("infusionsoft_refresh", "--account", "ab123")
-    output, code = run("infusionsoft_status")
-    assert "retrying" in output
-    assert "HTTP 503" in output
-    assert code == 0
-
-
-def test_status_says_so_when_nothing_is_connected(db: Any) -> None:
-    assert run("infusionsoft_status") == ("No account is connected yet.\n", 0)
-
-
 @pytest.mark.parametrize("command", ["infusionsoft_status", "infusionsoft_refresh"])
 def test_no_secret_is_printed(command: str, expired: Credential) -> None:
     output, _ = run(command)

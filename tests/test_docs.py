@@ -23,7 +23,7 @@ from django_infusionsoft.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
-KEY = "dGVzdHMtb25seS10ZXN0cy1vbmx5LXRlc3RzLW9ubHk="
+KEY = "Nq7uN1nYc0sPZ3bX9hKfTz2LwAe5VdRjG8mQyIoC4tE="
 
 CONNECT = """
 from datetime import timedelta
@@ -124,6 +124,7 @@ def project(stand_in: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Proj
     project.append("mysite/settings.py", "".join(addresses))
     project.run(sys.executable, "manage.py", "migrate", "-v", "0")
     project.shell(CONNECT.format_map(stand_in.issue("ab123")))
+    project.run(sys.executable, "manage.py", "infusionsoft_refresh")  # as cron does every minute
     return project
 
 
@@ -167,6 +168,16 @@ def test_first_call_shows_the_contacts_of_the_account(project: Project) -> None:
     (first_call,) = [block for _, block in python_blocks() if "contacts = " in block]
     output = project.shell(first_call + 'print([c["given_name"] for c in contacts])')
     assert "['Bea', 'Otto']" in output
+
+
+def test_metrics_count_what_the_signals_tell(project: Project) -> None:
+    output = project.shell(
+        "import mysite.metrics, prometheus_client\n"
+        "from django_infusionsoft.models import Credential\n"
+        "Credential.objects.get().refresh()\n"
+        "print(prometheus_client.generate_latest().decode())"
+    )
+    assert 'keap_events_total{event="credential_refreshed"} 1.0' in output
 
 
 def test_tests_of_the_documents_pass(project: Project) -> None:
