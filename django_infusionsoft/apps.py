@@ -1,10 +1,10 @@
 """The app's entry in ``INSTALLED_APPS``."""
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 from django.utils.translation import gettext_lazy as _
 
-from django_infusionsoft import checks
+from django_infusionsoft.checks import databases, deployment, mails, schedule, values, views
 
 
 class DjangoInfusionsoftConfig(AppConfig):
@@ -15,12 +15,29 @@ class DjangoInfusionsoftConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        register(checks.check_encryption_keys)
-        register(checks.check_settings)
-        register(checks.check_client)
-        register(checks.check_redirect_uri)
-        register(checks.check_lease)
-        register(checks.check_time_zones)
-        register(checks.check_urls)
-        register(checks.check_session_cookie)
-        register(checks.check_spool)
+        register(values.check_encryption_keys)
+        register(values.check_key_strength)
+        register(values.check_settings)
+        register(values.check_client)
+        register(values.check_lease)
+        register(values.check_rate)
+        register(values.check_spool)
+        register(views.check_redirect_uri)
+        register(views.check_urls)
+        register(views.check_session_cookie)
+        register(views.check_session_engine)
+        register(views.check_middleware)
+        register(views.check_callback_path)
+        register(views.check_callback_host)
+        register(databases.check_time_zones)
+        register(databases.check_database_time_zone)
+        register(databases.check_atomic_requests)
+        register(databases.check_client_exists, Tags.database)
+        register(databases.check_worker, Tags.database)
+        register(schedule.check_beat)
+        register(mails.check_recipients)
+        register(mails.check_mail_links)
+        register(mails.check_mail_timeout)
+        register(deployment.check_redirect_uri_is_public, Tags.security, deploy=True)
+        register(deployment.check_redirect_uri_is_secure, Tags.security, deploy=True)
+        register(deployment.check_endpoints_are_public, Tags.security, deploy=True)

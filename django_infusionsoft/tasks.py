@@ -9,7 +9,8 @@ from mmap import mmap
 from typing import Any
 
 from billiard.pool import soft_timeout_sighandler
-from celery import Task, shared_task
+from celery import Task, current_app, shared_task
+from celery.exceptions import ImproperlyConfigured
 from celery.signals import worker_init, worker_shutting_down
 
 from django_infusionsoft import stopping
@@ -83,3 +84,22 @@ def _allowed_seconds(task: Task[..., Any]) -> Iterator[float]:
     ):
         if limit:
             yield max(limit - longest_call_seconds(), limit / 2)
+
+
+def scheduled_tasks() -> set[str] | None:
+    """Return the names of the tasks that beat starts; ``None`` where that cannot be known.
+
+    So it is where the site has made no Celery app, where its settings cannot be read, and where a
+    scheduler keeps its entries elsewhere, as django-celery-beat does.
+    """
+    app = current_app
+    if app.main == "default":  # the one that Celery makes up
+        return None
+    try:
+        app.finalize()  # which lets receivers of its signals add their entries
+        scheduler, entries = app.conf.beat_scheduler, app.conf.beat_schedule
+    except (ImportError, ImproperlyConfigured):
+        return None
+    if scheduler != "celery.beat:PersistentScheduler":
+        return None
+    return {dict(entry).get("task", "") for entry in (entries or {}).values()}

@@ -8,6 +8,8 @@ from typing import Any
 
 from environ import Env
 
+from django_infusionsoft.schedule import beat_schedule
+
 RUN = f"django_infusionsoft_{os.getpid()}"  # several runs may share a server
 
 SQLITE_OPTIONS = {
@@ -88,10 +90,11 @@ TEMPLATES = [
 ]
 
 # Celery, in worker processes that the tests start.
+CELERY_BEAT_SCHEDULE = beat_schedule(seconds=1)
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "memory://")
 
 # Invented; as Fernet wants it: 32 bytes, base64.
-INFUSIONSOFT_ENCRYPTION_KEYS = ["dGVzdHMtb25seS10ZXN0cy1vbmx5LXRlc3RzLW9ubHk="]
+INFUSIONSOFT_ENCRYPTION_KEYS = ["Nq7uN1nYc0sPZ3bX9hKfTz2LwAe5VdRjG8mQyIoC4tE="]
 INFUSIONSOFT_CLIENT_ID = os.environ.get("INFUSIONSOFT_CLIENT_ID", "sandbox-client")
 INFUSIONSOFT_CLIENT_SECRET = os.environ.get("INFUSIONSOFT_CLIENT_SECRET", "sandbox-secret")
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -85,11 +86,11 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(params=["redis_url", "rabbitmq_url"])
-def broker(request: pytest.FixtureRequest, sandbox: Sandbox, tmp_path: Path) -> Iterator[Settings]:
+def broker(request: pytest.FixtureRequest, sandbox: Sandbox) -> Iterator[Settings]:
     """The settings of workers with a broker and a queue of their own."""
     settings = sandbox.settings | {
         "CELERY_BROKER_URL": request.getfixturevalue(request.param),
-        "CELERY_TASK_DEFAULT_QUEUE": f"django-infusionsoft-{tmp_path.name}-{request.param}",
+        "CELERY_TASK_DEFAULT_QUEUE": f"django-infusionsoft-{uuid.uuid4()}",
         "INFUSIONSOFT_REFRESH_CONCURRENCY": 2,
     }
     yield settings

@@ -1,20 +1,45 @@
-"""System checks. An id is never given to a second error."""
+"""The settings of the app, each and together."""
 
 from __future__ import annotations
 
-from typing import Any
+from base64 import urlsafe_b64decode
+from collections.abc import Callable
+from functools import wraps
+from itertools import pairwise
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
-from django.urls import NoReverseMatch, reverse
 
 from django_infusionsoft import spool
 from django_infusionsoft.conf import SETTINGS, conf
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.transport import longest_call_seconds
+
+Check = Callable[..., list[CheckMessage]]
+
+# The requests a second that Keap's gateway lets through for one client.
+KEAP_RATE: Final = 25
+KEAP_TOKEN_HOST: Final = "api.infusionsoft.com"  # noqa: S105  # a host
+# Of 32 random bytes, or their 31 steps, so few differ once in 2,000,000,000,000 keys:
+# C(256, 16) * (16 / 256) ** 31. That all are printable is rarer: (95 / 256) ** 32.
+FEW_BYTES: Final = 16
+
+
+def where_settings_are_valid(check: Check) -> Check:
+    """Leave a check out where a setting that it reads is wrong: E001 or E002 tell."""
+
+    @wraps(check)
+    def check_if_valid(**kwargs: Any) -> list[CheckMessage]:
+        try:
+            return check(**kwargs)
+        except ConfigurationError:
+            return []
+
+    return check_if_valid
 
 
 def check_encryption_keys(**kwargs: Any) -> list[CheckMessage]:
@@ -31,6 +56,30 @@ def check_encryption_keys(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+@where_settings_are_valid
+def check_key_strength(**kwargs: Any) -> list[CheckMessage]:
+    """W005: a key that somebody has typed can be guessed."""
+    get_cipher()
+    keys = enumerate((str(key).strip() for key in conf.ENCRYPTION_KEYS), start=1)
+    return [
+        checks.Warning(
+            f"Key {number} of INFUSIONSOFT_ENCRYPTION_KEYS is not random.",
+            hint="Put one that `python manage.py infusionsoft_key` prints in front of it. Take it "
+            "out when all has been stored anew: tokens are with each refresh, client secrets "
+            "when they are entered again.",
+            id="django_infusionsoft.W005",
+        )
+        for number, key in keys
+        if key and _is_not_random(urlsafe_b64decode(key))
+    ]
+
+
+def _is_not_random(key: bytes) -> bool:
+    is_text = key.isascii() and key.decode("ascii").isprintable()
+    steps = {(second - first) % 256 for first, second in pairwise(key)}
+    return is_text or min(len(set(key)), len(steps)) <= FEW_BYTES
 
 
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
@@ -62,13 +111,11 @@ def check_client(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+@where_settings_are_valid
 def check_lease(**kwargs: Any) -> list[CheckMessage]:
     """E004: a lease that can end before its call does lets two attempts be in flight."""
-    try:
-        longest, lease = longest_call_seconds(), conf.LEASE_SECONDS
-    except ConfigurationError:
-        return []  # E002 tells
-    if longest < lease:
+    longest = longest_call_seconds()
+    if longest < conf.LEASE_SECONDS:
         return []
     return [
         Error(
@@ -80,30 +127,18 @@ def check_lease(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-def check_time_zones(**kwargs: Any) -> list[CheckMessage]:
-    """E005: expiry is kept as an absolute time."""
-    if settings.USE_TZ:
-        return []
-    return [
-        Error(
-            "USE_TZ is off, and access tokens would seem to end at another time than they do.",
-            hint="Set USE_TZ = True, which is Django's default.",
-            id="django_infusionsoft.E005",
-        )
-    ]
-
-
-def check_redirect_uri(**kwargs: Any) -> list[CheckMessage]:
-    """W001: Keap compares the redirect URI to the letter, and sends a secret code to it."""
-    redirect_uri = getattr(settings, "INFUSIONSOFT_REDIRECT_URI", "")
-    parts = urlsplit(redirect_uri if isinstance(redirect_uri, str) else "")
-    if not parts.query and not parts.fragment:
+@where_settings_are_valid
+def check_rate(**kwargs: Any) -> list[CheckMessage]:
+    """W011: Keap answers 429 above its limit, and the application is left alone for a while."""
+    is_keap = urlsplit(conf.TOKEN_URL).hostname == KEAP_TOKEN_HOST
+    if not is_keap or 0 < conf.REFRESH_RATE <= KEAP_RATE:
         return []
     return [
         checks.Warning(
-            "INFUSIONSOFT_REDIRECT_URI has a query or a fragment.",
-            hint="Keap has refused such URIs: use the bare address of the callback view.",
-            id="django_infusionsoft.W001",
+            "INFUSIONSOFT_REFRESH_RATE lets more requests through than Keap does.",
+            hint=f"Keap cuts off at {KEAP_RATE} a second, your calls to its API included. Set it "
+            "to 20, which is the default, or less.",
+            id="django_infusionsoft.W011",
         )
     ]
 
@@ -119,37 +154,5 @@ def check_spool(**kwargs: Any) -> list[CheckMessage]:
             hint="Set INFUSIONSOFT_SPOOL_DIR to a folder that this user can write to and that "
             "outlives the process, or to '' to do without.",
             id="django_infusionsoft.W004",
-        )
-    ]
-
-
-def check_urls(**kwargs: Any) -> list[CheckMessage]:
-    """W002: without the views the admin's buttons lead nowhere."""
-    if not getattr(settings, "ROOT_URLCONF", None):
-        return []
-    try:
-        reverse("django_infusionsoft:authorize")
-    except NoReverseMatch:
-        return [
-            checks.Warning(
-                "django_infusionsoft.urls is not included in the site's URLs.",
-                hint="Add to urlpatterns: "
-                'path("infusionsoft/", include("django_infusionsoft.urls"))',
-                id="django_infusionsoft.W002",
-            )
-        ]
-    return []
-
-
-def check_session_cookie(**kwargs: Any) -> list[CheckMessage]:
-    """W003: the session holds the state, and has to be there when Keap sends a person back."""
-    if settings.SESSION_COOKIE_SAMESITE != "Strict":
-        return []
-    return [
-        checks.Warning(
-            "With SESSION_COOKIE_SAMESITE = 'Strict' no account can be connected.",
-            hint="Browsers leave the session behind on the way back from Keap. Use 'Lax', which "
-            "is Django's default.",
-            id="django_infusionsoft.W003",
         )
     ]
