@@ -6,9 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
@@ -24,78 +23,24 @@ from django.views.decorators.http import require_POST
 
 from django_infusionsoft.choices import Status
 from django_infusionsoft.exceptions import (
-    ConfigurationError,
     InfusionsoftError,
     ReauthorizationRequired,
     TemporarilyUnavailable,
 )
-from django_infusionsoft.fields import get_cipher
-from django_infusionsoft.models import Application, Credential, CredentialEvent
+from django_infusionsoft.models import Credential, CredentialEvent
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
 
-    ApplicationAdminBase = admin.ModelAdmin[Application]
     CredentialAdminBase = admin.ModelAdmin[Credential]
-    CredentialEventAdminBase = admin.ModelAdmin[CredentialEvent]
-    ApplicationFormBase = forms.ModelForm[Application]
 else:
-    ApplicationAdminBase = CredentialAdminBase = CredentialEventAdminBase = admin.ModelAdmin
-    ApplicationFormBase = forms.ModelForm
+    CredentialAdminBase = admin.ModelAdmin
 
 HISTORY_LINES = 25
 # Somebody waits for them: as many calls as fit into a request that is still answered.
 MAX_REFRESHED_AT_ONCE = 20
 # A demo's access tokens live a minute or two.
 SHORTEST_IN_MINUTES_SECONDS = 120
-
-
-class ApplicationForm(ApplicationFormBase):
-    """Takes a client secret and never gives one back."""
-
-    # Not by the column's name: Django refuses a field for a column that is not editable.
-    new_secret = forms.CharField(
-        label=_("Client secret"),
-        widget=forms.PasswordInput(attrs={"autocomplete": "new-password", "size": 40}),
-    )
-
-    class Meta:
-        model = Application
-        fields = ["name", "client_id", "is_default"]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.instance.pk is not None:
-            self.fields["new_secret"].required = False
-            self.fields["new_secret"].help_text = _(
-                "A secret is stored. Leave this empty to keep it."
-            )
-
-    def clean_new_secret(self) -> str:
-        secret: str = self.cleaned_data["new_secret"]
-        if secret:
-            try:
-                get_cipher()
-            except ConfigurationError as error:
-                raise ValidationError(str(error)) from error
-        return secret
-
-    def save(self, commit: bool = True) -> Application:
-        if secret := self.cleaned_data["new_secret"]:
-            self.instance.client_secret = secret
-        return super().save(commit)
-
-
-@admin.register(Application)
-class ApplicationAdmin(ApplicationAdminBase):
-    """OAuth clients."""
-
-    form = ApplicationForm
-    list_display = ["name", "client_id", "is_default"]
-
-    def get_fields(self, request: HttpRequest, obj: Application | None = None) -> Any:
-        may_write = obj is None or self.has_change_permission(request, obj)
-        return ["name", "client_id", *(["new_secret"] if may_write else []), "is_default"]
 
 
 @admin.register(Credential)
@@ -129,6 +74,10 @@ class CredentialAdmin(CredentialAdminBase):
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """To add a credential is to connect an account."""
+        return request.user.has_perm("django_infusionsoft.connect_credential")
 
     def has_refresh_permission(self, request: HttpRequest) -> bool:
         """Django calls this for the action's ``permissions``."""
@@ -287,36 +236,6 @@ class CredentialAdmin(CredentialAdminBase):
     def _authorize_url(self, next_url: str, **parameters: Any) -> str:
         query = urlencode({**parameters, "next": next_url})
         return f"{reverse('django_infusionsoft:authorize')}?{query}"
-
-
-@admin.register(CredentialEvent)
-class CredentialEventAdmin(CredentialEventAdminBase):
-    """What happened, read-only."""
-
-    list_display = [
-        "created_at",
-        "credential",
-        "kind",
-        "outcome",
-        "duration_ms",
-        "user",
-        "worker",
-        "fingerprint",
-        "detail",
-    ]
-    list_filter = ["kind"]
-    list_select_related = ["credential", "user"]
-    search_fields = ["credential__account", "=fingerprint"]
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 def _status(credential: Credential) -> tuple[str, str, Any]:
