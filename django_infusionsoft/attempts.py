@@ -301,15 +301,22 @@ def _judge(attempt: Attempt, patience: Iterator[float] | None) -> Settled:
             return _store(attempt, slip, patience)
         case ReauthorizationRequired() as error:
             return _reject(attempt, error)
-        case DecryptionError() | SpoolError() as error:
-            outcome = Outcome.UNREADABLE
-        case ConfigurationError() as error:
-            outcome = Outcome.MISCONFIGURED
-        case OutcomeUnknown() as error:
-            outcome = Outcome.UNKNOWN
         case InfusionsoftError() as error:
-            outcome = Outcome.UNAVAILABLE
-    return _postpone(attempt, outcome, error)
+            return _postpone(attempt, outcome_of(error), error)
+
+
+def outcome_of(error: InfusionsoftError) -> Outcome:
+    """Return how the history tells what went wrong."""
+    match error:
+        case ReauthorizationRequired():
+            return Outcome.REJECTED
+        case DecryptionError() | SpoolError():
+            return Outcome.UNREADABLE
+        case ConfigurationError():
+            return Outcome.MISCONFIGURED
+        case OutcomeUnknown():
+            return Outcome.UNKNOWN
+    return Outcome.UNAVAILABLE
 
 
 @sensitive_variables()

@@ -1,7 +1,12 @@
 """The words in which a credential's state and history are told."""
 
+from typing import Final
+
 from django.db.models import TextChoices
 from django.utils.translation import gettext_lazy as _
+
+# What an address calls the client in the settings, beside the ids of applications.
+SETTINGS_CLIENT: Final = "settings"
 
 
 class Status(TextChoices):
@@ -49,6 +54,8 @@ class EventKind(TextChoices):
     ABANDONED = "abandoned", _("attempt abandoned")
     RECOVERED = "recovered", _("recovered from the spool")
     DISCONNECTED = "disconnected", _("disconnected")
+    REFRESH_REQUESTED = "refresh_requested", _("refresh requested")
+    TESTED = "tested", _("tested")
 
 
 class Trouble(TextChoices):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from django.db.models import Model
 
 T = TypeVar("T")
+View = TypeVar("View", bound=Callable[..., Any])
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -53,6 +54,16 @@ class DatabaseNow(Now):
 def database_name(alias: str) -> str:
     """Return the database's ``NAME``: what tells the sites of one machine apart."""
     return str(connections.settings[alias]["NAME"])
+
+
+def outside_atomic_requests(view: View) -> View:
+    """Return the view, which ``ATOMIC_REQUESTS`` leaves alone, whatever the database.
+
+    What it stores must not be undone by what happens afterwards.
+    """
+    for alias in connections:
+        transaction.non_atomic_requests(alias)(view)
+    return view
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from django.db import models, router
 
-from django_infusionsoft import grants, runs
+from django_infusionsoft import grants, refresh, runs
 from django_infusionsoft.choices import Condition, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.database import DatabaseNow
@@ -51,6 +51,14 @@ class ApplicationManager(models.Manager["Application"]):
             "INFUSIONSOFT_CLIENT_SECRET, or add an application in the admin."
         )
 
+    def choices(self) -> list[Application | None]:
+        """Return what can be connected with, the default first; ``None``: the settings' client."""
+        rows: list[Application | None] = list(self.order_by("-is_default", "name", "pk"))
+        if not conf.CLIENT_ID:
+            return rows
+        is_first = not any(row.is_default for row in rows if row)
+        return [None, *rows] if is_first else [*rows, None]
+
 
 class CredentialQuerySet(models.QuerySet["Credential"]):
     """Adjectives, to be chained."""
@@ -70,6 +78,15 @@ class CredentialQuerySet(models.QuerySet["Credential"]):
     def due(self) -> CredentialQuerySet:
         """Those to be refreshed by now, by the database's clock. One range of an index."""
         return self.filter(refresh_at__lte=DatabaseNow())
+
+    def request_refresh(self, *, user: AbstractBaseUser | None = None) -> int:
+        """Let the next run refresh these, whenever they were due; return how many it will.
+
+        Left out is what a person has to connect, and what is being refreshed.
+
+        :param user: the person whose will it is, for the history.
+        """
+        return refresh.request(self, user=user)
 
     def without_application(self, application_id: int | None) -> CredentialQuerySet:
         """Those of other applications; ``None`` is the client in the settings."""

@@ -12,9 +12,10 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_infusionsoft import grants, profiles, refresh, rows
+from django_infusionsoft import connectivity, grants, profiles, refresh, rows
 from django_infusionsoft.choices import Condition, EventKind, Outcome, Reason, Status, Trouble
 from django_infusionsoft.conf import conf
+from django_infusionsoft.connectivity import Answer
 from django_infusionsoft.exceptions import ConfigurationError, DecryptionError
 from django_infusionsoft.fields import EncryptedTextField
 from django_infusionsoft.managers import ApplicationManager, CredentialManager
@@ -356,6 +357,16 @@ class Credential(models.Model):
         :param user: the person whose will it is, for the history.
         """
         grants.forget(self, user=user)
+
+    def test_connection(self, *, user: AbstractBaseUser | None = None) -> Answer:
+        """Call Keap's API once, as a site's own code does, and return its answer.
+
+        An access token that has ended is refreshed for it.
+
+        :param user: the person whose will it is, for the history.
+        :raises InfusionsoftError: as ``get_access_token()``, and where the API cannot be reached.
+        """
+        return connectivity.test(self, user=user)
 
     def session(self) -> CredentialSession:
         """Return a ``requests.Session`` for this account."""

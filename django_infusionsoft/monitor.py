@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from django.db import Error, connections, router, transaction
+from django.db import Error, router
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
 from django_infusionsoft import alarms
+from django_infusionsoft.database import outside_atomic_requests
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.health import Verdict, health_of
 from django_infusionsoft.models import Credential
@@ -37,10 +38,7 @@ class HealthView(View):
 
         A database that is gone is to be met in here, where it is an answer.
         """
-        view = super().as_view(**initkwargs)
-        for alias in connections:
-            transaction.non_atomic_requests(alias)(view)
-        return view
+        return outside_atomic_requests(super().as_view(**initkwargs))
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> JsonResponse:
         alias = router.db_for_write(Credential)

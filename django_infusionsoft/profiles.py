@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,7 @@ from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError, Spoo
 from django_infusionsoft.oauth import normalize_account
 from django_infusionsoft.recovery import recover
 from django_infusionsoft.rows import NO_LEASE, alias_of, is_leased, row_of
-from django_infusionsoft.sessions import BearerAuth
+from django_infusionsoft.sessions import USER_PATH, BearerAuth
 
 if TYPE_CHECKING:
     from django_infusionsoft.models import Credential
@@ -67,10 +67,22 @@ def fetch(credential: Credential) -> Profile:
     with credential.session() as session, suppress(requests.RequestException, InfusionsoftError):
         # A name is not worth a refresh.
         session.auth = BearerAuth(credential, survives_401=False)
-        user = _get(session, "v2/oauth/connect/userinfo", tenants) or _get(
+        user = _get(session, USER_PATH, tenants) or _get(
             session, "v1/oauth/connect/userinfo", tenants
         )
         company = _get(session, "v1/account/profile", tenants)
+    return _profile(user, company, tenants)
+
+
+def profile_in(response: requests.Response) -> Profile:
+    """Return what the answer to a question for the user tells, if it is one at all."""
+    tenants: list[str] = []
+    return _profile(_object(response, tenants), {}, tenants)
+
+
+def _profile(
+    user: Mapping[str, Any], company: Mapping[str, Any], tenants: Sequence[str]
+) -> Profile:
     is_admin = user.get("is_admin")
     account = next(filter(None, map(normalize_account, [user.get("tenant_id"), *tenants])), None)
     return Profile(
@@ -164,8 +176,11 @@ def _merit(row: Credential) -> tuple[bool, datetime]:
 
 
 def _get(session: requests.Session, path: str, tenants: list[str]) -> Mapping[str, Any]:
+    return _object(session.get(path, timeout=TIMEOUT_SECONDS), tenants)
+
+
+def _object(response: requests.Response, tenants: list[str]) -> Mapping[str, Any]:
     """Return the answer's object, empty for none; add the tenant that its headers name."""
-    response = session.get(path, timeout=TIMEOUT_SECONDS)
     if not response.ok:
         return {}
     tenants += filter(None, [response.headers.get("x-keap-tenant-id")])

@@ -13,13 +13,14 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from django.db import Error
+from django.db import Error, router
 
 from django_infusionsoft import alarms, breaker
 from django_infusionsoft.attempts import Settled, needs_a_person, tell_abandoned
 from django_infusionsoft.calls import Calls
-from django_infusionsoft.choices import Status
+from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.conf import conf
+from django_infusionsoft.database import DatabaseNow
 from django_infusionsoft.exceptions import (
     ClientRejected,
     InfusionsoftError,
@@ -27,12 +28,14 @@ from django_infusionsoft.exceptions import (
     RefreshInProgress,
     TemporarilyUnavailable,
 )
+from django_infusionsoft.history import Entry, record_all
 from django_infusionsoft.leases import Claim, claim
 from django_infusionsoft.recovery import recover
-from django_infusionsoft.rows import alias_of, look, take_over
+from django_infusionsoft.rows import alias_of, is_idle, look, take_over
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
+    from django.db.models import QuerySet
 
     from django_infusionsoft.models import Credential
 
@@ -60,6 +63,21 @@ def refresh(
         _carry_out(credential, claimed)
     if credential.status == Status.DISCONNECTED:  # by a person, while it was being refreshed
         raise needs_a_person(credential)
+
+
+def request(credentials: QuerySet[Credential], *, user: AbstractBaseUser | None) -> int:
+    """Make due what is connected and idle, and tell whose will it was; return how many."""
+    # The repeat after an attempt without an answer has a time of its own.
+    idle = credentials.filter(is_idle(), status=Status.CONNECTED, unanswered_attempts=0)
+    found = list(idle.defer("access_token", "refresh_token"))
+    alias = router.db_for_write(credentials.model)
+    rows = credentials.model._base_manager.using(alias).filter(is_idle())
+    rows.filter(pk__in=[each.pk for each in found]).update(refresh_at=DatabaseNow())
+    record_all(
+        [Entry(each, EventKind.REFRESH_REQUESTED, {"user": user}) for each in found],
+        on_its_own=False,
+    )
+    return len(found)
 
 
 def ensure_access_token(credential: Credential) -> None:

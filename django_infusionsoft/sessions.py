@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # For a question whose answer is not worth a longer wait.
 LOOK_TIMEOUT_SECONDS: Final = 5.0
+# Tells the user who authorized, and needs no permission (keap-facts 3).
+USER_PATH: Final = "v2/oauth/connect/userinfo"
 BEARER: Final = "Bearer "
 UNKNOWN: Final = "unknown"
 # What nobody can read otherwise than as a path below the base: no scheme, no host, no dots.
@@ -29,7 +31,7 @@ PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", re.ASCII)
 def is_accepted(access_token: str) -> bool:
     """Tell whether Keap's API takes an access token; no answer is no.
 
-    Asks for the user who connected it, which needs no permission (keap-facts 3).
+    Asks for the user who connected it.
     """
 
     def bearing(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -39,7 +41,7 @@ def is_accepted(access_token: str) -> bool:
 
     try:
         with requests.get(
-            _resolve("v2/oauth/connect/userinfo"),
+            _resolve(USER_PATH),
             auth=bearing,
             timeout=LOOK_TIMEOUT_SECONDS,
             allow_redirects=False,

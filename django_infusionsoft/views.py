@@ -14,7 +14,6 @@ from django.contrib import messages
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.mixins import PermissionRequiredMixin
 from django.db import Error as DatabaseError
-from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.http import (
     HttpRequest,
@@ -35,7 +34,9 @@ from django.views.decorators.debug import sensitive_variables
 from django.views.generic import View
 
 from django_infusionsoft import oauth, states
+from django_infusionsoft.choices import SETTINGS_CLIENT
 from django_infusionsoft.conf import conf, require_endpoint
+from django_infusionsoft.database import outside_atomic_requests
 from django_infusionsoft.exceptions import (
     ConfigurationError,
     GrantRejected,
@@ -164,8 +165,9 @@ class Start:
 class AuthorizeView(KeapView):
     """GET shows what will happen, POST sends the person to Keap.
 
-    Parameters, all optional: ``application`` (its id), ``credential`` (the id of one to be
-    connected again), ``next`` (where to go afterwards, on this site).
+    Parameters, all optional: ``application`` (its id; ``settings`` is the client there),
+    ``credential`` (the id of one to be connected again), ``next`` (where to go afterwards, on this
+    site).
     """
 
     http_method_names = ["get", "head", "post", "options"]
@@ -208,6 +210,8 @@ class AuthorizeView(KeapView):
 
         :raises ConfigurationError: there is none.
         """
+        if self.request.GET.get("application") == SETTINGS_CLIENT and conf.CLIENT_ID:
+            return None
         applications = Application.objects.all()
         return self._named("application", applications) or Application.objects.get_default()
 
@@ -273,10 +277,7 @@ class CallbackView(KeapView):
 
         What happens after the pair is stored must not be able to undo it.
         """
-        view = super().as_view(**initkwargs)
-        for alias in connections:
-            transaction.non_atomic_requests(alias)(view)
-        return view
+        return outside_atomic_requests(super().as_view(**initkwargs))
 
     def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         super().setup(request, *args, **kwargs)

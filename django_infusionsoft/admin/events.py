@@ -28,7 +28,6 @@ class CredentialEventAdmin(CredentialEventAdminBase):
         "user",
         "worker",
         "fingerprint",
-        "detail",
     ]
     list_filter = ["kind"]
     list_select_related = ["credential", "user"]

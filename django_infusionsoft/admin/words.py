@@ -7,42 +7,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.formats import localize
 from django.utils.html import format_html
-from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from django_infusionsoft.choices import Condition, EventKind, Reason, Trouble
+from django_infusionsoft.admin import signs
+from django_infusionsoft.admin.signs import Sign
+from django_infusionsoft.choices import Condition, EventKind, Outcome, Reason, Trouble
 from django_infusionsoft.health import Health
 from django_infusionsoft.models import ApplicationState, Credential, CredentialEvent
+from django_infusionsoft.plain import distance
 
-# A demo's access tokens live a minute or two.
-SHORTEST_IN_MINUTES_SECONDS: Final = 120
-
-# Never colour alone: each has its icon beside the word.
-ICONS: Final[Mapping[str, str]] = {
-    Condition.CONNECTED: "icon-yes",
-    Condition.REFRESHING: "icon-clock",
-    Condition.RETRYING: "icon-alert",
-    Condition.NEEDS_ATTENTION: "icon-no",
-    Condition.DISCONNECTED: "icon-unknown",
-}
-EVENT_ICONS: Final[Mapping[str, str]] = {
-    EventKind.CONNECTED: "icon-yes",
-    EventKind.RECONNECTED: "icon-yes",
-    EventKind.IMPORTED: "icon-yes",
-    EventKind.IDENTIFIED: "icon-yes",
-    EventKind.REFRESHED: "icon-yes",
-    EventKind.RECOVERED: "icon-yes",
-    EventKind.REFRESH_FAILED: "icon-alert",
-    EventKind.LATE_REPLY_DROPPED: "icon-alert",
-    EventKind.ABANDONED: "icon-alert",
-    EventKind.REAUTHORIZATION_REQUIRED: "icon-no",
-    EventKind.DISCONNECTED: "icon-unknown",
-}
+# Where a person ends at Keap what is only forgotten here (keap-facts 2.5).
+REVOKE_AT_KEAP: Final = gettext_lazy(
+    "Keap cannot be told by program. To end the grant there too: log in to Keap and open API "
+    "Settings, Third-Party Authorizations."
+)
 EVENT_WORDS: Final[Mapping[str, Any]] = {
     EventKind.CONNECTED: gettext_lazy("Connected"),
     EventKind.RECONNECTED: gettext_lazy("Connected again"),
@@ -50,7 +32,7 @@ EVENT_WORDS: Final[Mapping[str, Any]] = {
     EventKind.IDENTIFIED: gettext_lazy("Keap told which account it is"),
     EventKind.REFRESHED: gettext_lazy("Refreshed"),
     EventKind.RECOVERED: gettext_lazy("Refreshed; the answer had waited for the database"),
-    EventKind.REFRESH_FAILED: gettext_lazy("Not refreshed; tried again by itself"),
+    EventKind.REFRESH_FAILED: gettext_lazy("Not refreshed, and tried again by itself"),
     EventKind.LATE_REPLY_DROPPED: gettext_lazy(
         "An answer came too late and was dropped: the account had been connected or disconnected "
         "meanwhile"
@@ -58,6 +40,15 @@ EVENT_WORDS: Final[Mapping[str, Any]] = {
     EventKind.ABANDONED: gettext_lazy("A process ended in the middle of a refresh"),
     EventKind.REAUTHORIZATION_REQUIRED: gettext_lazy("Lost: a person has to connect it again"),
     EventKind.DISCONNECTED: gettext_lazy("Disconnected"),
+    EventKind.REFRESH_REQUESTED: gettext_lazy("The next run was asked to refresh it"),
+    EventKind.TESTED: gettext_lazy("Connection tested: it works"),
+}
+# Why an attempt failed that is made again.
+OUTCOME_WORDS: Final[Mapping[str, Any]] = {
+    Outcome.MISCONFIGURED: gettext_lazy("the client id or the client secret is not right"),
+    Outcome.UNAVAILABLE: gettext_lazy("Keap could not be reached, or answered with an error"),
+    Outcome.UNKNOWN: gettext_lazy("Keap was asked, and its answer never arrived"),
+    Outcome.UNREADABLE: gettext_lazy("no encryption key of this site opens what is stored"),
 }
 # What a person can do about it, where that is more than to connect the account again.
 ADVICE: Final[Mapping[str, Any]] = {
@@ -65,6 +56,20 @@ ADVICE: Final[Mapping[str, Any]] = {
         "Find what else uses this account's tokens first, such as a copy of this database."
     ),
     Reason.UNANSWERED: gettext_lazy("Or press “Refresh now” for one more attempt."),
+}
+ASK: Final = gettext_lazy("Ask somebody who may connect accounts to connect it again.")
+TROUBLES: Final[Mapping[str, Any]] = {
+    Trouble.REJECTED: gettext_lazy("Keap refuses the client of this account's application."),
+    Trouble.UNANSWERED: gettext_lazy("Keap takes requests and does not answer."),
+    Trouble.UNAVAILABLE: gettext_lazy("Keap cannot be reached, or answers with errors."),
+}
+_BY_ITSELF: Final = gettext_lazy("Nothing to do: whether Keap is back is tried by itself.")
+ADVICE_OF_TROUBLES: Final[Mapping[str, Any]] = {
+    Trouble.REJECTED: gettext_lazy(
+        "Set the client id and the client secret right; then it goes on by itself."
+    ),
+    Trouble.UNANSWERED: _BY_ITSELF,
+    Trouble.UNAVAILABLE: _BY_ITSELF,
 }
 
 
@@ -75,11 +80,13 @@ class Headline:
     condition: Condition
     text: str
     next_step: str = ""
+    detail: str = ""
+    """The cause in technical words."""
 
     @property
-    def icon(self) -> str:
-        """The address of the condition's icon."""
-        return static(f"admin/img/{ICONS[self.condition]}.svg")
+    def sign(self) -> Sign:
+        """The condition's."""
+        return signs.OF_CONDITIONS[self.condition]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +96,46 @@ class Line:
     event: CredentialEvent
 
     @property
-    def icon(self) -> str:
-        """The address of the event's icon."""
-        return static(f"admin/img/{EVENT_ICONS.get(self.event.kind, 'icon-unknown')}.svg")
+    def sign(self) -> Sign:
+        """What it was, at a glance."""
+        if self._is_test_in_vain:
+            return signs.WAITING
+        return signs.OF_EVENTS.get(self.event.kind, signs.OFF)
 
     @property
     def text(self) -> str:
         """What happened, and why."""
-        words = EVENT_WORDS.get(self.event.kind, self.event.get_kind_display())
-        reason = self.event.get_reason_display()
-        return f"{words}: {reason}" if reason else str(words)
+        event = self.event
+        words = EVENT_WORDS.get(event.kind, event.get_kind_display())
+        if self._is_test_in_vain:
+            words = _("Connection tested: it does not work")
+        why = event.get_reason_display() or OUTCOME_WORDS.get(event.outcome, "")
+        return f"{words}: {why}" if why and event.kind != EventKind.TESTED else str(words)
+
+    @property
+    def duration(self) -> str:
+        """How long Keap took; empty where it was not asked."""
+        milliseconds = self.event.duration_ms
+        if milliseconds is None:
+            return ""
+        if milliseconds < 1000:
+            return _("%(count)d ms") % {"count": milliseconds}
+        return _("%(seconds)s s") % {"seconds": localize(round(milliseconds / 1000, 1))}
+
+    @property
+    def when(self) -> str:
+        """How long ago."""
+        return relative(self.event.created_at)
+
+    @property
+    def _is_test_in_vain(self) -> bool:
+        return self.event.kind == EventKind.TESTED and self.event.outcome != Outcome.OK
 
 
-def headline(credential: Credential, health: Health, *, trouble: str) -> Headline:
+def headline(credential: Credential, health: Health, *, may_reconnect: bool) -> Headline:
     """Return how it is and what to do next.
 
-    :param trouble: the application's, if its client is not used.
+    :param may_reconnect: whether the person who reads it has the button.
     """
     condition = credential.condition
     match condition:
@@ -112,85 +143,95 @@ def headline(credential: Credential, health: Health, *, trouble: str) -> Headlin
             return Headline(
                 condition,
                 _("This account is disconnected: nothing is refreshed or served."),
-                _("Press “Reconnect” to use it again."),
+                _("Press “Reconnect” to use it again.") if may_reconnect else str(ASK),
             )
         case Condition.NEEDS_ATTENTION:
-            return _lost(credential)
+            return _lost(credential, may_reconnect=may_reconnect)
         case Condition.REFRESHING:
-            return Headline(condition, _("This account is connected, and is refreshed right now."))
+            return Headline(
+                condition,
+                _("This account is connected, and is being refreshed right now."),
+                _("Nothing to do: look again in a moment."),
+            )
+    trouble = _trouble_of(credential, health)
     if trouble:
         return Headline(
-            Condition.RETRYING, _waiting(credential, _TROUBLES[trouble]), _ADVICE_OF[trouble]
+            Condition.RETRYING,
+            _waiting(credential, TROUBLES[trouble]),
+            str(ADVICE_OF_TROUBLES[trouble]),
+            credential.last_error,
         )
     if condition == Condition.RETRYING:
         text = ngettext(
             "The last refresh failed.", "The last %(count)d refreshes failed.", credential.failures
         ) % {"count": credential.failures}
-        return Headline(condition, _waiting(credential, text), _next_try(credential))
+        return Headline(
+            condition, _waiting(credential, text), _next_try(credential), credential.last_error
+        )
     return _connected(credential, health)
 
 
-_TROUBLES: Final[Mapping[str, Any]] = {
-    Trouble.REJECTED: gettext_lazy("Keap refuses the client of this account's application."),
-    Trouble.UNANSWERED: gettext_lazy("Keap takes requests and does not answer."),
-    Trouble.UNAVAILABLE: gettext_lazy("Keap cannot be reached, or answers with errors."),
-}
-_BY_ITSELF: Final = gettext_lazy("Nothing to do: whether Keap is back is tried by itself.")
-_ADVICE_OF: Final[Mapping[str, Any]] = {
-    Trouble.REJECTED: gettext_lazy(
-        "Set the client id and the client secret right; then it goes on by itself."
-    ),
-    Trouble.UNANSWERED: _BY_ITSELF,
-    Trouble.UNAVAILABLE: _BY_ITSELF,
-}
+def _trouble_of(credential: Credential, health: Health) -> str:
+    """Return what is the matter with its application, if its client is not used."""
+    for state in health.troubles:
+        if state.application_id == credential.application_id:
+            return state.trouble
+    return ""
 
 
-def _lost(credential: Credential) -> Headline:
+def _lost(credential: Credential, *, may_reconnect: bool) -> Headline:
     reason = credential.get_reason_display() or credential.last_error
     text = _("This account has to be connected again: %(reason)s.") % {
         "reason": str(reason).rstrip(".")
     }
     advice = str(ADVICE.get(credential.reason, ""))
     step = _("Press “Reconnect”, log in to Keap and choose this account.")
-    if credential.reason == Reason.USED_ELSEWHERE:
-        return Headline(Condition.NEEDS_ATTENTION, text, f"{advice} {step}")
-    return Headline(Condition.NEEDS_ATTENTION, text, f"{step} {advice}".strip())
+    if not may_reconnect:
+        step = str(ASK)
+    steps = [advice, step] if credential.reason == Reason.USED_ELSEWHERE else [step, advice]
+    return Headline(
+        Condition.NEEDS_ATTENTION, text, " ".join(filter(None, steps)), credential.last_error
+    )
 
 
 def _connected(credential: Credential, health: Health) -> Headline:
     if health.is_worker_late:
         return Headline(
             Condition.CONNECTED,
-            _("This account is connected, and nobody keeps it so: %(worker)s")
-            % {"worker": worker(health)},
+            _("This account is connected, and nothing keeps it so. %(worker)s")
+            % {"worker": last_run(health)},
             _("Start the worker and beat, or cron."),
         )
     return Headline(
         Condition.CONNECTED,
-        _("This account is connected. Its next refresh comes %(when)s.")
-        % {"when": relative(credential.refresh_at)},
+        _("This account is connected. It is refreshed %(when)s.")
+        % {"when": relative(credential.refresh_at)}
+        if credential.refresh_at and credential.refresh_at > credential.now
+        else _("This account is connected, and is about to be refreshed."),
         _("Nothing to do: this site keeps it connected."),
     )
 
 
 def _waiting(credential: Credential, text: Any) -> str:
     if credential.has_living_access_token:
-        left = _("The access token works, and ends %(when)s.")
+        left = _("The access token still works, and ends %(when)s.")
     else:
-        left = _("The access token has ended, so nothing can be called until then.")
+        left = _("The access token has ended %(when)s, so no call is possible until then.")
     return f"{text} {left % {'when': relative(credential.expires_at)}}"
 
 
 def _next_try(credential: Credential) -> str:
+    if credential.refresh_at is None or credential.refresh_at <= credential.now:
+        return _("Nothing to do: the next run tries again.")
     return _("Nothing to do: the next attempt comes %(when)s.") % {
         "when": relative(credential.refresh_at)
     }
 
 
-def worker(health: Health) -> str:
+def last_run(health: Health) -> str:
     """Return when a run was last seen, in a sentence."""
     if health.last_run_at is None:
-        return _("No run has ever been seen.")
+        return _("No run of a worker has ever been seen.")
     return _("The last run was seen %(when)s.") % {"when": relative(health.last_run_at)}
 
 
@@ -198,10 +239,10 @@ def state(state: ApplicationState | None) -> str:
     """Return how Keap takes an application's client, in a sentence."""
     if state is None or not state.trouble:
         return _("Keap takes this client, as far as is known.")
-    return _("%(trouble)s since %(since)s. The next probe comes %(when)s.") % {
+    return _("%(trouble)s, since %(since)s. Keap is asked again %(when)s.") % {
         "trouble": state.get_trouble_display(),
         "since": localize(timezone.localtime(state.since)),
-        "when": relative(state.probe_at),
+        "when": relative(max(state.probe_at, timezone.now())),
     }
 
 
@@ -209,10 +250,16 @@ def relative(moment: datetime | None) -> str:
     """Return how long ago or ahead the moment is."""
     if moment is None:
         return _("never")
-    now = timezone.now()
-    distance = _distance(min(moment, now), max(moment, now))
-    text = _("in %(distance)s") if moment > now else _("%(distance)s ago")
-    return text % {"distance": distance}
+    seconds = round((moment - timezone.now()).total_seconds())
+    text = _("in %(distance)s") if seconds > 0 else _("%(distance)s ago")
+    return text % {"distance": distance(abs(seconds))}
+
+
+def moment_label(moment: datetime | None) -> str | None:
+    """Return the moment, and how long ago or ahead it is."""
+    if moment is None:
+        return None
+    return f"{localize(timezone.localtime(moment))} ({relative(moment)})"
 
 
 def time_tag(moment: datetime | None) -> str | None:
@@ -225,10 +272,3 @@ def time_tag(moment: datetime | None) -> str | None:
         localize(timezone.localtime(moment)),
         relative(moment),
     )
-
-
-def _distance(start: datetime, end: datetime) -> str:
-    seconds = round((end - start).total_seconds())
-    if seconds >= SHORTEST_IN_MINUTES_SECONDS:
-        return timesince(start, end, depth=1)
-    return ngettext("%(count)d second", "%(count)d seconds", seconds) % {"count": seconds}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, no_translations
 from django.db import Error, router
 from django.utils import timezone
 from django.utils.timezone import localtime
@@ -19,7 +19,7 @@ from django_infusionsoft.choices import Condition
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.health import EXIT_CODES, Health, health_of
 from django_infusionsoft.models import Credential
-from django_infusionsoft.plain import one_line
+from django_infusionsoft.plain import distance, one_line
 
 WIDTHS = (16, 16, 32, 32)
 # As monitoring plugins say that they know nothing; 1 and 2 are taken by what is known.
@@ -43,6 +43,8 @@ class Command(BaseCommand):
             "--json", action="store_true", help="print one JSON object and nothing else"
         )
 
+    # Half of its words are those of the admin, which has more languages.
+    @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
         alias = router.db_for_write(Credential)
         try:
@@ -146,13 +148,6 @@ def _when(moment: datetime | None, now: datetime) -> str:
     if moment is None:
         return "-"
     seconds = (moment - now).total_seconds()
-    distance = _distance(abs(seconds))
-    away = f"in {distance}" if seconds > 0 else f"{distance} ago"
+    how_far = distance(abs(seconds))
+    away = f"in {how_far}" if seconds > 0 else f"{how_far} ago"
     return f"{localtime(moment):%Y-%m-%d %H:%M:%S %Z} ({away})"
-
-
-def _distance(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
