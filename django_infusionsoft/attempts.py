@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.db import Error
 from django.db.models import F
+from django.utils import translation
 from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft import breaker, history, oauth, sessions, signals, spool, timing
@@ -445,7 +446,8 @@ def _overtaken(attempt: Attempt) -> Settled:
 
 def needs_a_person(credential: Credential) -> ReauthorizationRequired:
     """Return the exception for a credential whose grant is over."""
-    why = credential.get_reason_display() or credential.get_status_display()
+    with translation.override(None):  # as all exceptions, whoever's request it is
+        why = str(credential.get_reason_display() or credential.get_status_display())
     return ReauthorizationRequired(
         f"{credential} must be connected again: {why}.", reason=credential.reason
     )

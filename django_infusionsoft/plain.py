@@ -30,5 +30,5 @@ def distance(seconds: float) -> str:
     """Return a length of time in the largest unit that it has two of: ``22 h``, ``119 s``."""
     for size, unit in UNITS:
         if seconds >= 2 * size:
-            return str(unit % {"count": seconds // size})
-    return str(SECONDS % {"count": seconds})
+            return str(unit % {"count": round(seconds / size)})
+    return str(SECONDS % {"count": round(seconds)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
@@ -97,12 +98,15 @@ class CredentialAdmin(CredentialVerbs):
     ) -> HttpResponse:
         credential: Credential = context["original"]
         reconnect_url = self.reconnect_url(request, credential)
+        may_refresh = self.has_refresh_permission(request) and credential.may_be_refreshed
         timeline = _timeline(credential, request.GET.get(PAGE))
         context |= {
-            "headline": words.headline(credential, _health(), may_reconnect=bool(reconnect_url)),
+            "headline": words.headline(
+                credential, _health(), may_reconnect=bool(reconnect_url), may_refresh=may_refresh
+            ),
             "reconnect_url": reconnect_url,
             "title": credential.account_name or _("Keap account"),
-            "may_refresh": self.has_refresh_permission(request) and credential.may_be_refreshed,
+            "may_refresh": may_refresh,
             "may_disconnect": self.has_disconnect_permission(request)
             and credential.status != Status.DISCONNECTED,
             "timeline": timeline,
@@ -147,29 +151,33 @@ class CredentialAdmin(CredentialVerbs):
         return str(credential.application or _("client in the settings"))
 
     @admin.display(description=gettext_lazy("access token ends"))
-    def access_token_ends(self, credential: Credential) -> str | None:
+    def access_token_ends(self, credential: Credential) -> str:
         is_over = credential.status == Status.DISCONNECTED
-        return None if is_over else words.moment_label(credential.expires_at)
+        return self._moment(None if is_over else credential.expires_at)
 
     @admin.display(description=gettext_lazy("last refresh"))
-    def refreshed_at(self, credential: Credential) -> str | None:
-        return words.moment_label(credential.issued_at)
+    def refreshed_at(self, credential: Credential) -> str:
+        return self._moment(credential.issued_at)
 
     @admin.display(description=gettext_lazy("next refresh"))
-    def refresh_due_at(self, credential: Credential) -> str | None:
-        return words.moment_label(credential.refresh_at)
+    def refresh_due_at(self, credential: Credential) -> str:
+        return self._moment(credential.refresh_at)
 
     @admin.display(description=gettext_lazy("authorized"))
-    def authorized_at(self, credential: Credential) -> str | None:
-        return words.moment_label(credential.connected_at)
+    def authorized_at(self, credential: Credential) -> str:
+        return self._moment(credential.connected_at)
 
     @admin.display(description=gettext_lazy("rights at Keap"))
-    def keap_role(self, credential: Credential) -> str | None:
+    def keap_role(self, credential: Credential) -> str:
         if credential.keap_user_is_admin is None:
-            return None
+            return self.get_empty_value_display()
         if credential.keap_user_is_admin:
             return _("administrator")
         return _("not an administrator: Keap may refuse some calls")
+
+    def _moment(self, moment: datetime | None) -> str:
+        # What a method returns for a page is shown as it is, None as "None".
+        return words.moment_label(moment) if moment else self.get_empty_value_display()
 
     def _summary(self) -> Summary:
         return Summary(_health(), self.admin_site.name)

@@ -34,6 +34,9 @@ class CredentialEventAdmin(CredentialEventAdminBase):
     search_fields = ["credential__account", "=fingerprint"]
     show_full_result_count = False
 
+    class Media:
+        css = {"all": ["django_infusionsoft/admin.css"]}
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 

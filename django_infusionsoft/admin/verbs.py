@@ -23,7 +23,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from django_infusionsoft.admin import addresses, words
 from django_infusionsoft.admin.words import REVOKE_AT_KEAP
 from django_infusionsoft.application_states import troubled
-from django_infusionsoft.choices import SETTINGS_CLIENT, Status
+from django_infusionsoft.choices import SETTINGS_CLIENT, Outcome, Status
 from django_infusionsoft.connectivity import Answer
 from django_infusionsoft.database import outside_atomic_requests
 from django_infusionsoft.exceptions import (
@@ -308,10 +308,15 @@ def _told(answer: Answer, credential: Credential) -> str:
         "milliseconds": answer.duration_ms,
         "status": answer.status_code,
     }
-    if not answer.is_ok:
+    if answer.outcome == Outcome.REJECTED:
         text = _(
-            "Keap's API answered HTTP %(status)s after %(milliseconds)s ms: it does not let this "
-            "account's access token in. Try again in a minute; if that lasts, reconnect."
+            "Keap's API answered HTTP %(status)s after %(milliseconds)s ms: it does not accept "
+            "this account's access token. Try again in a minute; if that lasts, reconnect."
+        )
+    elif not answer.is_ok:
+        text = _(
+            "Keap's API answered HTTP %(status)s after %(milliseconds)s ms: the trouble is at "
+            "Keap. Try again in a few minutes."
         )
     elif answer.profile.keap_user:
         text = _(

@@ -22,7 +22,7 @@ from django_infusionsoft.plain import distance
 
 # Where a person ends at Keap what is only forgotten here (keap-facts 2.5).
 REVOKE_AT_KEAP: Final = gettext_lazy(
-    "Keap cannot be told by program. To end the grant there too: log in to Keap and open API "
+    "Keap has no way to end a grant by program. To end it there too: log in to Keap and open API "
     "Settings, Third-Party Authorizations."
 )
 EVENT_WORDS: Final[Mapping[str, Any]] = {
@@ -38,7 +38,7 @@ EVENT_WORDS: Final[Mapping[str, Any]] = {
         "meanwhile"
     ),
     EventKind.ABANDONED: gettext_lazy("A process ended in the middle of a refresh"),
-    EventKind.REAUTHORIZATION_REQUIRED: gettext_lazy("Lost: a person has to connect it again"),
+    EventKind.REAUTHORIZATION_REQUIRED: gettext_lazy("Lost; a person has to connect it again"),
     EventKind.DISCONNECTED: gettext_lazy("Disconnected"),
     EventKind.REFRESH_REQUESTED: gettext_lazy("The next run was asked to refresh it"),
     EventKind.TESTED: gettext_lazy("Connection tested: it works"),
@@ -50,13 +50,9 @@ OUTCOME_WORDS: Final[Mapping[str, Any]] = {
     Outcome.UNKNOWN: gettext_lazy("Keap was asked, and its answer never arrived"),
     Outcome.UNREADABLE: gettext_lazy("no encryption key of this site opens what is stored"),
 }
-# What a person can do about it, where that is more than to connect the account again.
-ADVICE: Final[Mapping[str, Any]] = {
-    Reason.USED_ELSEWHERE: gettext_lazy(
-        "Find what else uses this account's tokens first, such as a copy of this database."
-    ),
-    Reason.UNANSWERED: gettext_lazy("Or press “Refresh now” for one more attempt."),
-}
+USED_ELSEWHERE: Final = gettext_lazy(
+    "Find what else uses this account's tokens first, such as a copy of this database."
+)
 ASK: Final = gettext_lazy("Ask somebody who may connect accounts to connect it again.")
 TROUBLES: Final[Mapping[str, Any]] = {
     Trouble.REJECTED: gettext_lazy("Keap refuses the client of this account's application."),
@@ -132,21 +128,24 @@ class Line:
         return self.event.kind == EventKind.TESTED and self.event.outcome != Outcome.OK
 
 
-def headline(credential: Credential, health: Health, *, may_reconnect: bool) -> Headline:
+def headline(
+    credential: Credential, health: Health, *, may_reconnect: bool, may_refresh: bool
+) -> Headline:
     """Return how it is and what to do next.
 
     :param may_reconnect: whether the person who reads it has the button.
+    :param may_refresh: the same of the other one.
     """
     condition = credential.condition
     match condition:
         case Condition.DISCONNECTED:
             return Headline(
                 condition,
-                _("This account is disconnected: nothing is refreshed or served."),
+                _("This account is disconnected: its tokens are forgotten, and no call works."),
                 _("Press “Reconnect” to use it again.") if may_reconnect else str(ASK),
             )
         case Condition.NEEDS_ATTENTION:
-            return _lost(credential, may_reconnect=may_reconnect)
+            return _lost(credential, may_reconnect=may_reconnect, may_refresh=may_refresh)
         case Condition.REFRESHING:
             return Headline(
                 condition,
@@ -179,19 +178,21 @@ def _trouble_of(credential: Credential, health: Health) -> str:
     return ""
 
 
-def _lost(credential: Credential, *, may_reconnect: bool) -> Headline:
+def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> Headline:
     reason = credential.get_reason_display() or credential.last_error
     text = _("This account has to be connected again: %(reason)s.") % {
         "reason": str(reason).rstrip(".")
     }
-    advice = str(ADVICE.get(credential.reason, ""))
-    step = _("Press “Reconnect”, log in to Keap and choose this account.")
-    if not may_reconnect:
-        step = str(ASK)
-    steps = [advice, step] if credential.reason == Reason.USED_ELSEWHERE else [step, advice]
-    return Headline(
-        Condition.NEEDS_ATTENTION, text, " ".join(filter(None, steps)), credential.last_error
-    )
+    steps = [
+        _("Press “Reconnect”, log in to Keap and choose this account.")
+        if may_reconnect
+        else str(ASK)
+    ]
+    if credential.reason == Reason.USED_ELSEWHERE:
+        steps.insert(0, str(USED_ELSEWHERE))
+    elif credential.reason == Reason.UNANSWERED and may_refresh:
+        steps.append(_("Or press “Refresh now” for one more attempt."))
+    return Headline(Condition.NEEDS_ATTENTION, text, " ".join(steps), credential.last_error)
 
 
 def _connected(credential: Credential, health: Health) -> Headline:
@@ -216,7 +217,7 @@ def _waiting(credential: Credential, text: Any) -> str:
     if credential.has_living_access_token:
         left = _("The access token still works, and ends %(when)s.")
     else:
-        left = _("The access token has ended %(when)s, so no call is possible until then.")
+        left = _("The access token has ended %(when)s: no call works before the next refresh.")
     return f"{text} {left % {'when': relative(credential.expires_at)}}"
 
 
@@ -239,10 +240,13 @@ def state(state: ApplicationState | None) -> str:
     """Return how Keap takes an application's client, in a sentence."""
     if state is None or not state.trouble:
         return _("Keap takes this client, as far as is known.")
-    return _("%(trouble)s, since %(since)s. Keap is asked again %(when)s.") % {
+    text = _("%(trouble)s, since %(since)s. Keap is asked again by the next run.")
+    if state.probe_at > timezone.now():
+        text = _("%(trouble)s, since %(since)s. Keap is asked again %(when)s.")
+    return text % {
         "trouble": state.get_trouble_display(),
         "since": localize(timezone.localtime(state.since)),
-        "when": relative(max(state.probe_at, timezone.now())),
+        "when": relative(state.probe_at),
     }
 
 
@@ -255,10 +259,8 @@ def relative(moment: datetime | None) -> str:
     return text % {"distance": distance(abs(seconds))}
 
 
-def moment_label(moment: datetime | None) -> str | None:
+def moment_label(moment: datetime) -> str:
     """Return the moment, and how long ago or ahead it is."""
-    if moment is None:
-        return None
     return f"{localize(timezone.localtime(moment))} ({relative(moment)})"
 
 

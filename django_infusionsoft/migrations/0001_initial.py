@@ -247,6 +247,8 @@ class Migration(migrations.Migration):
                             ("abandoned", "attempt abandoned"),
                             ("recovered", "recovered from the spool"),
                             ("disconnected", "disconnected"),
+                            ("refresh_requested", "refresh requested"),
+                            ("tested", "tested"),
                         ],
                         max_length=30,
                         verbose_name="event",

@@ -12,9 +12,8 @@ from contextlib import closing
 from datetime import datetime
 from typing import Any, Final
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, no_translations
 from django.utils.timezone import localtime
-from django.utils.translation import gettext as _
 
 from django_infusionsoft import stopping
 from django_infusionsoft.exceptions import InfusionsoftError
@@ -72,6 +71,7 @@ class Command(BaseCommand):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
 
+    @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
         self._is_json, self._is_silent = options["json"], options["verbosity"] == 0
         account, limit = options["account"], options["time_limit"]
@@ -153,7 +153,7 @@ class Command(BaseCommand):
         for credential in due.iterator():
             count += 1
             self.stdout.write(
-                f"{credential!s:<16} {_state(credential):<16} "
+                f"{credential!s:<16} {credential.condition.label!s:<16} "
                 f"due since {_local(credential.refresh_at):<24} "
                 f"expires {_local(credential.expires_at)}"
             )
@@ -172,7 +172,7 @@ class Command(BaseCommand):
             when = f"due since {_local(credential.refresh_at)}" if is_due else "not due"
             if credential.refresh_at and not is_due:
                 when = f"not due before {_local(credential.refresh_at)}"
-            self.stdout.write(f"{credential}: {_state(credential)}, {when}")
+            self.stdout.write(f"{credential}: {credential.condition.label}, {when}")
         return 0
 
     def _print(self, facts: dict[str, Any]) -> None:
@@ -187,10 +187,6 @@ def _facts(credential: Credential) -> dict[str, Any]:
         "due_at": _iso(credential.refresh_at),
         "expires_at": _iso(credential.expires_at),
     }
-
-
-def _state(credential: Credential) -> str:
-    return _("retrying") if credential.is_retrying else credential.get_status_display()
 
 
 def _iso(moment: datetime | None) -> str | None:
