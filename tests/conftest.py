@@ -1,29 +1,35 @@
 """Fixtures for what lies outside the process, and plain words at the end of a run."""
 
 import os
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import django
 import pytest
+from django.contrib.auth.models import User
 from django.db import connection
-from django.test import override_settings
+from django.test import Client, override_settings
 from django.utils import timezone
 
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Sandbox
 from tests import services
+from tests.browsing import LIST, fetch_axe
 from tests.support import SECOND
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
+    from pytest_django.live_server_helper import LiveServer
+
+    from tests.browsing import Open
 
 
 def pytest_sessionstart() -> None:
@@ -59,6 +65,12 @@ def _need(service: str, problem: str) -> None:
         pytest.fail(f"{problem}, and {services.REQUIRE} requires it.", pytrace=False)
     if problem:
         pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[[str, str], None]:
+    """Skip or fail a test that needs a program which is missing: its name, and the problem."""
+    return _need
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +116,33 @@ def browser() -> "Iterator[Browser]":
         # Playwright's own event loop runs in this thread; Django would refuse its database here.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         yield chromium
+
+
+@pytest.fixture
+def open_page(browser: "Browser", live_server: "LiveServer", sandbox: Sandbox) -> "Iterator[Open]":
+    """Open the admin's list of accounts in a browser of a user's, with options of Playwright's."""
+    with ExitStack() as stack:
+
+        def open_list(user: User, **options: Any) -> "Page":
+            client = Client()
+            client.force_login(user)
+            context = browser.new_context(base_url=live_server.url, **options)
+            stack.enter_context(closing(context))
+            context.set_default_timeout(10_000)
+            session = client.cookies["sessionid"].value
+            context.add_cookies([{"name": "sessionid", "value": session, "url": live_server.url}])
+            page = context.new_page()
+            page.goto(LIST)
+            return page
+
+        yield open_list
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core."""
+    _need("browser", "" if shutil.which("npm") else "npm, which fetches axe-core, is missing")
+    return fetch_axe(tmp_path_factory.mktemp("axe"))
 
 
 @pytest.fixture
@@ -155,6 +194,12 @@ def connect(sandbox: Sandbox, db: None) -> Callable[..., Credential]:
         )
 
     return connect_account
+
+
+@pytest.fixture
+def connect_two(connect: Callable[..., Credential]) -> list[Credential]:
+    """Two connected accounts."""
+    return [connect("ab123"), connect("cd456")]
 
 
 @pytest.fixture
