@@ -2,7 +2,7 @@
 
 A test that needs one which is missing is skipped, and the end of the run says so. Where
 ``INFUSIONSOFT_TESTS_REQUIRE`` names it (comma-separated: postgresql, mariadb, redis, rabbitmq,
-browser; or ``all``), it fails instead.
+browser, gettext, php; or ``all``), it fails instead.
 """
 
 import os

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from tests.support import received, row, threads
 
 pytestmark = pytest.mark.django_db
 
-DOCUMENT = ROOT / "docs" / "importing.rst"
 CANARY = "Canary7xSecret9qQ"
 MANAGE = ("manage.py", "infusionsoft_import")
 LINE = {
@@ -643,62 +641,3 @@ def test_exit_code_tells_cron_and_no_stream_a_secret(
     )
     assert process.returncode == code, process.stderr
     assert CANARY not in process.stdout + process.stderr
-
-
-# The document
-
-
-def blocks(language: str) -> list[str]:
-    found = re.findall(
-        rf"^\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)",
-        DOCUMENT.read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-    return [textwrap.dedent(block).strip() for block in found]
-
-
-def printed(block: str, text: str = "") -> list[bytes]:
-    """Return what a script of the document prints for what it reads."""
-    done = subprocess.run(
-        [sys.executable, "-c", block], input=text.encode(), stdout=PIPE, check=True
-    )
-    return done.stdout.splitlines()
-
-
-def test_lines_of_the_document_are_imported(imported: Import) -> None:
-    (lines,) = blocks("json")
-    report, code = imported(*map(str.encode, lines.splitlines()))
-    assert report[:2] == ["line 1: ab123: imported", "line 2: cd456: imported"]
-    assert code == 0
-
-
-def test_errors_of_the_document_are_those_of_the_command(imported: Import) -> None:
-    (shown,) = [block for block in blocks("text") if "unchanged=1" in block]
-    imported(of("cd456"))
-    report, _ = imported(LINE, of("cd456"), grant(refresh_token=None))
-    assert report[:4] == shown.splitlines()
-
-
-def test_store_of_keap_python_is_imported(imported: Import) -> None:
-    (script,) = [block for block in blocks("text") if "end_of_life" in block]
-    kept = {
-        "access_token": "access-1-of-ab123",
-        "refresh_token": "refresh-1-of-ab123",
-        "expires_in": 86400,
-        "end_of_life": 1_769_860_800,
-        "scope": "full|ab123.infusionsoft.com",
-    }
-    assert imported(*printed(script, json.dumps({"default": kept}, indent=4)))[1] == 0
-    assert stored() == ("refresh-1-of-ab123", "connected")
-
-
-def test_store_of_keap_flask_is_imported(imported: Import) -> None:
-    (script,) = [block for block in blocks("text") if "json.load(sys.stdin)))" in block]
-    kept = {**LINE, "account": None, "scope": "full|ab123.infusionsoft.com", "updated_at": 1.5}
-    assert imported(*printed(script, json.dumps(kept, indent=4)))[1] == 0
-    assert stored() == ("refresh-1-of-ab123", "connected")
-
-
-def test_token_of_requests_oauthlib_is_imported(imported: Import) -> None:
-    (script,) = blocks("python")
-    assert imported(*printed(script))[0][0] == "line 1: ab123: imported"
