@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import DataError, connection
+from django.contrib.auth.models import User
+from django.db import DataError, connection, transaction
 from django.db.models import F
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -180,6 +181,33 @@ def test_mark_moves_when_another_application_becomes_the_default(db: None) -> No
     assert list(Application.objects.filter(is_default=True)) == [other]
 
 
+# Application.objects.choices
+
+
+def test_settings_client_can_be_chosen_before_the_rows(db: None) -> None:
+    rows = {name: application(name) for name in ("zoo", "alpha")}
+    assert Application.objects.choices() == [None, rows["alpha"], rows["zoo"]]
+
+
+def test_marked_application_can_be_chosen_before_all_others(db: None) -> None:
+    first, marked = application("first"), application("marked", is_default=True)
+    assert Application.objects.choices() == [marked, first, None]
+
+
+@override_settings(INFUSIONSOFT_CLIENT_ID="")
+def test_settings_without_a_client_cannot_be_chosen(db: None) -> None:
+    assert Application.objects.choices() == []
+    only = application("only")
+    assert Application.objects.choices() == [only]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_first_choice_is_the_default_application(db: None, marked: bool) -> None:
+    application("first")
+    application("other", is_default=marked)
+    assert Application.objects.choices()[0] == Application.objects.get_default()
+
+
 # Queryset words
 
 
@@ -231,6 +259,132 @@ def test_others_are_left_when_an_application_is_put_aside(
     of_settings, of_second = due("ab123"), due("ab123", application=second)
     left = Credential.objects.due().without_application(second.pk if own else None)
     assert list(left) == [of_settings if own else of_second]
+
+
+# request_refresh
+
+
+def make(account: str, **columns: Any) -> Credential:
+    now = timezone.now()
+    times = {"issued_at": now, "expires_at": now + timedelta(days=1), "connected_at": now}
+    later = now + timedelta(hours=18)
+    return Credential.objects.create(
+        **{"account": account, "generation": 3, "refresh_at": later, **times, **columns}
+    )
+
+
+def ask_for_all(user: User | None = None) -> int:
+    return Credential.objects.get_queryset().request_refresh(user=user)
+
+
+def test_next_run_refreshes_what_was_asked_for(sandbox: Sandbox, connect: Connect) -> None:
+    credentials = [connect(account) for account in ACCOUNTS[:3]]
+    assert counts(Credential.objects.refresh_due()) == {}
+    assert ask_for_all() == 3
+    assert counts(Credential.objects.refresh_due()) == {"refreshed": 3}
+    assert [row(each).generation for each in credentials] == [2, 2, 2]
+
+
+def test_what_was_asked_for_is_due_now_by_the_databases_clock(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credential = make("ab123")
+    now = timezone.now()
+    monkeypatch.setattr(timezone, "now", lambda: now + timedelta(hours=1))
+    ask_for_all()
+    refresh_at = row(credential).refresh_at
+    assert refresh_at is not None
+    assert abs(refresh_at - now) < timedelta(seconds=10)
+
+
+def test_event_tells_whose_will_the_refresh_is(db: None) -> None:
+    credential, user = make("ab123"), User.objects.create_user("ann")
+    ask_for_all(user)
+    event = credential.events.get()
+    assert (event.kind, event.user, event.generation) == ("refresh_requested", user, 3)
+
+
+def test_event_names_nobody_when_a_program_asks(db: None) -> None:
+    credential = make("ab123")
+    ask_for_all()
+    assert credential.events.get().user is None
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"lease_until": timedelta(minutes=1), "refresh_at": timedelta(minutes=1)},
+        {"status": "reauthorization_required", "refresh_at": None},
+        {"status": "reauthorization_required", "reason": "unanswered", "refresh_at": None},
+        {"status": "disconnected", "refresh_at": None},
+        {"unanswered_attempts": 1},
+    ],
+    ids=["leased", "lost", "unanswered twice", "disconnected", "unanswered once"],
+)
+def test_what_no_run_can_refresh_now_is_left_as_it_is(db: None, columns: dict[str, Any]) -> None:
+    now = timezone.now()
+    values = {
+        name: now + value if isinstance(value, timedelta) else value
+        for name, value in columns.items()
+    }
+    left, other = make("ab123", **values), make("acc01")
+    assert ask_for_all() == 1
+    assert row(left).refresh_at == left.refresh_at
+    assert not left.events.exists()
+    assert list(Credential.objects.due()) == [other]
+
+
+def test_lease_that_has_ended_is_in_nobodys_way(db: None) -> None:
+    make("ab123", lease_until=timezone.now() - timedelta(seconds=1), lease_id="x")
+    assert ask_for_all() == 1
+    assert Credential.objects.due().count() == 1
+
+
+def test_only_the_chosen_ones_are_asked_for(db: None) -> None:
+    chosen, other = make("ab123"), make("acc01")
+    assert Credential.objects.get_queryset().filter(account="ab123").request_refresh() == 1
+    assert list(Credential.objects.due()) == [chosen]
+    assert not other.events.exists()
+
+
+def test_nothing_is_written_when_nothing_is_chosen(db: None) -> None:
+    make("ab123")
+    assert Credential.objects.get_queryset().none().request_refresh() == 0
+    assert not Credential.objects.due().exists()
+
+
+def test_asking_for_a_refresh_decrypts_nothing(db: None) -> None:
+    make("ab123")
+    with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[]):
+        assert ask_for_all() == 1
+
+
+def test_asking_for_a_refresh_costs_as_many_queries_for_many_as_for_few(
+    db: None, django_assert_num_queries: Any
+) -> None:
+    for first, last in ((0, 2), (2, 24)):
+        for account in ACCOUNTS[first:last]:
+            make(account)
+        with django_assert_num_queries(5), CaptureQueriesContext(connection) as queries:
+            assert ask_for_all() == last
+        assert "access_token" not in " ".join(each["sql"] for each in queries.captured_queries)
+
+
+def test_request_and_its_event_are_kept_with_the_callers_transaction(deferred: None) -> None:
+    credential = make("ab123")
+    with transaction.atomic():
+        assert ask_for_all() == 1
+    assert list(Credential.objects.due()) == [credential]
+    assert credential.events.count() == 1
+
+
+def test_request_is_undone_with_the_callers_transaction(deferred: None) -> None:
+    credential = make("ab123")
+    with transaction.atomic():
+        ask_for_all()
+        transaction.set_rollback(True)
+    assert row(credential).refresh_at == credential.refresh_at
+    assert not credential.events.exists()
 
 
 # Imports

@@ -44,7 +44,8 @@ else:
 # Somebody waits for them: as many calls as fit into a request that is still answered. What is
 # more is left to the next run.
 MOST_REFRESHED_AT_ONCE: Final = 20
-MOST_SELECTED: Final = 1000
+# The page that asks sends each of them back, and Django takes 1,000 fields.
+MOST_SELECTED: Final = 500
 # Of accounts on a page that asks.
 MOST_NAMED: Final = 20
 
@@ -55,8 +56,8 @@ class CredentialVerbs(CredentialAdminBase):
     actions = ["refresh_selected", "disconnect_selected"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """To add a credential is to connect an account."""
-        return _may(request, "connect")
+        """To add a credential is to connect an account, for which our URLs must be there."""
+        return _may(request, "connect") and bool(addresses.authorize(next_url=""))
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -96,7 +97,7 @@ class CredentialVerbs(CredentialAdminBase):
         choices = Application.objects.choices()
         next_url = self._url("changelist")
         if len(choices) <= 1:
-            return HttpResponseRedirect(addresses.authorize(next_url=next_url) or next_url)
+            return HttpResponseRedirect(addresses.authorize(next_url=next_url))
         context = {
             "title": _("Connect a Keap account"),
             "choices": self._choices(choices, next_url),
@@ -246,6 +247,7 @@ class CredentialVerbs(CredentialAdminBase):
         return [
             {
                 "application": application,
+                "is_default": application.is_default if application else not applications[0],
                 "url": addresses.authorize(next_url=next_url, application=parameter),
                 "trouble": troubles.get(application.pk if application else None, ""),
             }
