@@ -130,12 +130,13 @@ class ApplicationAdmin(ApplicationAdminBase):
         if not conf.CLIENT_ID:
             return None
         count = Credential.objects.filter(application=None).count()
+        # Without the columns of an application, which it has not.
+        found = states(router.db_for_write(ApplicationState)).select_related(None)
+        found = found.filter(application=None)
         return {
             "client_id": conf.CLIENT_ID,
             "use": self._link_to_users(count, SETTINGS_CLIENT),
-            "state": _state_label(
-                states(router.db_for_write(ApplicationState)).filter(application=None).first()
-            ),
+            "state": _state_label(found.first()),
         }
 
     def _link_to_users(self, count: int, parameter: object) -> str:
