@@ -196,7 +196,7 @@ def test_disconnected_account_says_so_and_can_be_connected_again(
     page.get_by_role("link", name="Disconnect").click()
     page.get_by_role("button", name="Yes, disconnect").click()
     reads(page, "1 account is disconnected")
-    reads(page, "This account is disconnected: nothing is refreshed or served.")
+    reads(page, "This account is disconnected: its tokens are forgotten")
     assert not Credential.objects.connected().exists()
     page.get_by_role("link", name="Reconnect").click()
     page.get_by_role("button", name="Continue to Keap").click()

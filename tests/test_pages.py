@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 STRICT_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'"
-NOW = timezone.now()
 WIDE, NARROW = 1280, 375
 # What each picture shows: the account's page or the list, how wide and high, in which colours.
 PICTURES = {
@@ -77,6 +76,9 @@ def accounts(ana: User, sandbox: Sandbox, connect: "Callable[..., Credential]") 
     }
     for account, more in others.items():
         Credential.objects.create(account=account, **columns | more)
+    for age, event in enumerate(first.events.all()):  # a life of some days
+        moment = timezone.now() - age * timedelta(hours=18, minutes=7)
+        first.events.filter(pk=event.pk).update(created_at=moment)
     names_of = ("Acme Bakery", "Blue Cycles", "Cedar Clinic", "Dune Travel", "Elm Print")
     for credential, name in zip(Credential.objects.order_by("account"), names_of, strict=True):
         credential.account_name, credential.authorized_by = name, ana
