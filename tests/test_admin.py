@@ -342,7 +342,7 @@ def test_trouble_of_an_application_is_told_with_the_way_to_it(
     stop(application, trouble)
     ((told_tone, told),) = notices(operator)
     assert told_tone == tone
-    assert told.startswith(f"ours: {words}, since ")
+    assert told.startswith(f"ours: {words} (since ")
     assert told.endswith(" Keap is asked again in 4 min.")
     html = page(operator, LIST)
     assert f'<a href="{APPLICATIONS}{application.pk}/change/">ours: {words}' in html
@@ -352,7 +352,7 @@ def test_trouble_of_the_client_in_the_settings_leads_nowhere(operator: Client) -
     stop(None)
     html = page(operator, LIST)
     (told,) = texts(html, "p", "infusionsoft-notice")
-    assert told.startswith("client in the settings: Keap refuses the client, since ")
+    assert told.startswith("client in the settings: Keap refuses the client (since ")
     assert f'href="{APPLICATIONS}None' not in html
     assert 'href=""' not in html
 

@@ -199,7 +199,7 @@ def test_client_in_the_settings_that_keap_refuses_is_told(
     with override_settings(INFUSIONSOFT_CLIENT_SECRET="wrong"):
         refuse_really(sandbox, None)
         told = above_the_list(operator)
-    assert "(in use by 1 credential) Keap refuses the client, since " in told
+    assert "(in use by 1 credential) Keap refuses the client (since " in told
     assert " Keap is asked again in " in told
 
 
@@ -220,9 +220,9 @@ def test_wrong_secret_is_told_in_list_and_page(operator: Client, sandbox: Sandbo
     )
     refuse_really(sandbox, wrong)
     (told,) = column(operator, "state_label")
-    assert told.startswith("Keap refuses the client, since ")
+    assert told.startswith("Keap refuses the client (since ")
     html = page(operator, page_of(wrong))
-    assert f'<span class="infusionsoft-bad">{signs.BAD.svg} Keap refuses the client, since' in html
+    assert f'<span class="infusionsoft-bad">{signs.BAD.svg} Keap refuses the client (since' in html
     assert above_the_list(operator).endswith(FINE)  # which is another client
 
 
@@ -251,7 +251,7 @@ def test_every_trouble_is_told_with_its_tone(
     operator: Client, application: Application, trouble: Trouble, tone: str
 ) -> None:
     stop(application, trouble)
-    words = f"{trouble.label}, since " if trouble else FINE
+    words = f"{trouble.label} (since " if trouble else FINE
     for html in (page(operator, APPLICATIONS), page(operator, page_of(application))):
         found = re.findall(rf'<span class="infusionsoft-{tone}">(.*?)</span>', html, re.DOTALL)
         assert [each for each in map(plain, found) if each.startswith(words)]
@@ -262,7 +262,7 @@ def test_trouble_of_one_application_is_not_told_of_another(
 ) -> None:
     stop(second)
     fine, refused = column(operator, "state_label")
-    assert (fine, refused.partition(",")[0]) == (FINE, "Keap refuses the client")
+    assert (fine, refused.partition(" (")[0]) == (FINE, "Keap refuses the client")
     assert FINE in above_the_list(operator)
     assert FINE in plain(page(operator, page_of(application)))
 

@@ -147,7 +147,7 @@ def test_trouble_of_a_client_is_told_where_it_can_be_chosen(
     stop(second, Trouble.REJECTED)
     settings_client, other = choices(operator)
     assert "refuses" not in settings_client
-    assert other.startswith("Second Keap refuses the client, since ")
+    assert other.startswith("Second Keap refuses the client (since ")
 
 
 @pytest.mark.parametrize("of_settings", [True, False])

@@ -128,7 +128,8 @@ class CredentialVerbs(CredentialAdminBase):
         credential = self._credential(request, pk, self.has_disconnect_permission(request))
         if request.method != "POST":
             return self._ask_to_disconnect(request, [credential], self._url("change", pk))
-        credential.disconnect(user=_person(request))
+        if credential.status != Status.DISCONNECTED:  # in another tab
+            credential.disconnect(user=_person(request))
         self._say_disconnected(request, 1)
         return HttpResponseRedirect(self._url("change", pk))
 
@@ -159,8 +160,11 @@ class CredentialVerbs(CredentialAdminBase):
         selected = list(queryset.exclude(status=Status.DISCONNECTED)[: MOST_SELECTED + 1])
         if self._is_too_much(request, len(selected)):
             return None
-        if "confirmed" not in request.POST and selected:
+        if selected and "confirmed" not in request.POST:
             return self._ask_to_disconnect(request, selected, self._url("changelist"))
+        if not selected:
+            self._say_nothing_to_do(request)
+            return None
         for credential in selected:
             credential.disconnect(user=_person(request))
         self._say_disconnected(request, len(selected))
@@ -197,6 +201,9 @@ class CredentialVerbs(CredentialAdminBase):
     def _request_refresh(self, request: HttpRequest, queryset: QuerySet[Credential]) -> None:
         asked = Credential.objects.get_queryset().filter(pk__in=queryset.values("pk"))
         count = asked.request_refresh(user=_person(request))
+        if not count:
+            self._say_nothing_to_do(request)
+            return
         text = ngettext(
             "%(count)d account is refreshed by the next run of the worker.",
             "%(count)d accounts are refreshed by the next run of the worker.",
@@ -280,6 +287,10 @@ class CredentialVerbs(CredentialAdminBase):
         )
         message = format_html("{} {}", text % {"count": count}, REVOKE_AT_KEAP)
         self.message_user(request, message, messages.SUCCESS)
+
+    def _say_nothing_to_do(self, request: HttpRequest) -> None:
+        text = _("Nothing to do: none of the selected accounts is connected and idle.")
+        self.message_user(request, text, messages.WARNING)
 
     def _is_too_much(self, request: HttpRequest, count: int) -> bool:
         """Tell whether more are selected than one request can take, and say so."""

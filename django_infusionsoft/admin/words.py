@@ -240,9 +240,9 @@ def state(state: ApplicationState | None) -> str:
     """Return how Keap takes an application's client, in a sentence."""
     if state is None or not state.trouble:
         return _("Keap takes this client, as far as is known.")
-    text = _("%(trouble)s, since %(since)s. Keap is asked again by the next run.")
+    text = _("%(trouble)s (since %(since)s). Keap is asked again by the next run.")
     if state.probe_at > timezone.now():
-        text = _("%(trouble)s, since %(since)s. Keap is asked again %(when)s.")
+        text = _("%(trouble)s (since %(since)s). Keap is asked again %(when)s.")
     return text % {
         "trouble": state.get_trouble_display(),
         "since": localize(timezone.localtime(state.since)),

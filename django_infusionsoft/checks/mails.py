@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from email.utils import parseaddr
+from email.utils import getaddresses
 from typing import Any, Final
 
 from django.conf import settings
@@ -35,12 +35,15 @@ def check_recipients(**kwargs: Any) -> list[CheckMessage]:
 def _is_address(recipient: object) -> bool:
     if not isinstance(recipient, str) or recipient.splitlines() != [recipient]:
         return False
-    _, address = parseaddr(recipient)
+    addresses = getaddresses([recipient])  # Pythons differ in what they make of several
+    if len(addresses) != 1:
+        return False
+    _, address = addresses[0]
     try:
         validate_email(address)
     except ValidationError:
         return False
-    return address in recipient  # parseaddr() joins what spaces part
+    return address in recipient  # it joins what spaces part
 
 
 @where_settings_are_valid
