@@ -106,7 +106,7 @@ def send(broker: Settings) -> Callable[..., None]:
     from celery import Celery
 
     def send_task(task_id: str, **options: Any) -> None:
-        with Celery(broker=broker["CELERY_BROKER_URL"], set_as_current=False) as app:
+        with Celery(broker=broker["CELERY_BROKER_URL"], set_as_current=False, fixups=[]) as app:
             app.conf.task_default_queue = broker["CELERY_TASK_DEFAULT_QUEUE"]
             app.send_task(NAME, task_id=task_id, **options)
 
