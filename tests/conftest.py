@@ -24,6 +24,7 @@ from django_infusionsoft.sandbox import Sandbox
 from tests import services
 from tests.browsing import LIST, fetch_axe
 from tests.support import SECOND
+from tests.visits import visitor
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -143,6 +144,12 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The script of axe-core."""
     _need("browser", "" if shutil.which("npm") else "npm, which fetches axe-core, is missing")
     return fetch_axe(tmp_path_factory.mktemp("axe"))
+
+
+@pytest.fixture
+def operator(db: None) -> Client:
+    """The session in the admin of somebody who may do everything."""
+    return visitor(User.objects.create_superuser("operator"))
 
 
 @pytest.fixture

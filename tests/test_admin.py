@@ -76,12 +76,6 @@ urlpatterns = [
 
 
 @pytest.fixture
-def operator() -> Client:
-    """The browser of somebody who may do everything."""
-    return visitor(User.objects.create_superuser("operator"))
-
-
-@pytest.fixture
 def application() -> Application:
     return Application.objects.create(
         name="ours", client_id="sandbox-client", client_secret="sandbox-secret"

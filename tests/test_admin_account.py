@@ -42,12 +42,6 @@ ASK = "Ask somebody who may connect accounts to connect it again."
 
 
 @pytest.fixture
-def operator() -> Client:
-    """The browser of somebody who may do everything."""
-    return visitor(User.objects.create_superuser("operator"))
-
-
-@pytest.fixture
 def viewer() -> Client:
     """The browser of somebody who may look."""
     return visitor(user_who_may("view_credential"))

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connections
 from django.test import Client
 from django.utils import timezone
@@ -39,12 +38,6 @@ from tests.visits import (
 pytestmark = pytest.mark.django_db
 
 Connect = Callable[..., Credential]
-
-
-@pytest.fixture
-def operator() -> Client:
-    """The browser of somebody who may do everything."""
-    return visitor(User.objects.create_superuser("operator"))
 
 
 @pytest.fixture

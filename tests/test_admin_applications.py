@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import User
 from django.test import Client, override_settings
 from django.urls import path, reverse
 from django.utils import timezone
@@ -42,12 +41,6 @@ FINE = "Keap takes this client, as far as is known."
 workshop = admin.AdminSite(name="workshop")
 workshop.register(Application, ApplicationAdmin)
 urlpatterns = [path("workshop/", workshop.urls)]
-
-
-@pytest.fixture
-def operator() -> Client:
-    """The browser of somebody who may do everything."""
-    return visitor(User.objects.create_superuser("operator"))
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import polib
 import pytest
-from django.contrib.auth.models import User
-from django.test import override_settings
+from django.test import Client, override_settings
 
 import django_infusionsoft
 from django_infusionsoft.exceptions import ReauthorizationRequired
@@ -19,7 +18,7 @@ from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox
 from tests.mails import mailing_by
 from tests.support import run
-from tests.visits import APPLICATIONS, EVENTS, LIST, page, page_of, visitor
+from tests.visits import APPLICATIONS, EVENTS, LIST, page, page_of
 
 PACKAGE = Path(django_infusionsoft.__file__).parent
 CATALOG = PACKAGE / "locale" / "de" / "LC_MESSAGES" / "django.po"
@@ -73,8 +72,7 @@ def test_catalog_has_every_text_of_the_code(need: Need, tmp_path: Path) -> None:
 
 @pytest.mark.django_db
 @override_settings(LANGUAGE_CODE="de")
-def test_pages_are_german(credential: Credential) -> None:
-    operator = visitor(User.objects.create_superuser("operator"))
+def test_pages_are_german(operator: Client, credential: Credential) -> None:
     Credential.objects.update(status="reauthorization_required", reason="used_elsewhere")
     pages = [
         page(operator, url)
