@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs Django's commands on the example project."""
+"""Runs Django's management commands for the example project."""
 
 import os
 import sys

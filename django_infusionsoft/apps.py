@@ -1,10 +1,8 @@
-"""The app's entry in ``INSTALLED_APPS``."""
+"""The app's configuration for Django."""
 
 from django.apps import AppConfig
 from django.core.checks import Tags, register
 from django.utils.translation import gettext_lazy as _
-
-from django_infusionsoft.checks import databases, deployment, mails, schedule, values, views
 
 
 class DjangoInfusionsoftConfig(AppConfig):
@@ -15,11 +13,20 @@ class DjangoInfusionsoftConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        # The checks import models, which are not loaded before.
+        from django_infusionsoft.checks import (
+            databases,
+            deployment,
+            mails,
+            schedule,
+            values,
+            views,
+        )
+
         register(values.check_encryption_keys)
         register(values.check_key_strength)
         register(values.check_settings)
         register(values.check_client)
-        register(values.check_lease)
         register(values.check_rate)
         register(values.check_spool)
         register(views.check_redirect_uri)

@@ -1,16 +1,16 @@
-"""The words in which a credential's state and history are told."""
+"""The choices of a credential's state and history."""
 
 from typing import Final
 
 from django.db.models import TextChoices
 from django.utils.translation import gettext_lazy as _
 
-# What an address calls the client in the settings, beside the ids of applications.
+# Stands for the client in the settings in URLs that otherwise contain an application's id.
 SETTINGS_CLIENT: Final = "settings"
 
 
 class Status(TextChoices):
-    """What the grant is to us."""
+    """The stored status of a grant."""
 
     CONNECTED = "connected", _("connected")
     REAUTHORIZATION_REQUIRED = "reauthorization_required", _("needs attention")
@@ -18,7 +18,7 @@ class Status(TextChoices):
 
 
 class Condition(TextChoices):
-    """How a credential is, in one word for a person. Each has exactly one of these."""
+    """The displayed state of a credential, which depends on its status, lease and failures."""
 
     CONNECTED = "connected", _("connected")
     REFRESHING = "refreshing", _("refreshing")
@@ -28,29 +28,29 @@ class Condition(TextChoices):
 
 
 class Reason(TextChoices):
-    """Why a person has to connect the account again."""
+    """Why the account must be reconnected."""
 
-    REVOKED = "revoked", _("Keap says that the grant has ended")
-    EXPIRED = "expired", _("Keap says that the refresh token is too old")
-    ROTATION_LOST = "rotation_lost", _("an earlier answer of Keap's never arrived")
+    REVOKED = "revoked", _("Keap reports that the grant is no longer valid")
+    EXPIRED = "expired", _("Keap reports that the refresh token has expired")
+    ROTATION_LOST = "rotation_lost", _("an earlier reply from Keap never arrived")
     USED_ELSEWHERE = (
         "used_elsewhere",
-        _("a refresh token that we never presented was already used"),
+        _("the refresh token was used elsewhere before this site presented it"),
     )
-    UNANSWERED = "unanswered", _("two attempts ended without an answer")
+    UNANSWERED = "unanswered", _("two attempts received no reply")
 
 
 class EventKind(TextChoices):
-    """What happened to a credential."""
+    """The kind of an event in a credential's history."""
 
     CONNECTED = "connected", _("connected")
-    RECONNECTED = "reconnected", _("connected again")
+    RECONNECTED = "reconnected", _("reconnected")
     IMPORTED = "imported", _("imported")
     IDENTIFIED = "identified", _("identified")
     REFRESHED = "refreshed", _("refreshed")
     REFRESH_FAILED = "refresh_failed", _("refresh failed")
-    REAUTHORIZATION_REQUIRED = "reauthorization_required", _("needs a person")
-    LATE_REPLY_DROPPED = "late_reply_dropped", _("late reply dropped")
+    REAUTHORIZATION_REQUIRED = "reauthorization_required", _("reauthorization required")
+    LATE_REPLY_DROPPED = "late_reply_dropped", _("late reply discarded")
     ABANDONED = "abandoned", _("attempt abandoned")
     RECOVERED = "recovered", _("recovered from the spool")
     DISCONNECTED = "disconnected", _("disconnected")
@@ -58,17 +58,17 @@ class EventKind(TextChoices):
     TESTED = "tested", _("tested")
 
 
-class Trouble(TextChoices):
-    """Why nobody presents a refresh token with an application's client."""
+class BlockReason(TextChoices):
+    """Why an application's client is blocked."""
 
     NONE = "", _("none")
-    REJECTED = "rejected", _("Keap refuses the client")
-    UNANSWERED = "unanswered", _("Keap takes requests and does not answer")
-    UNAVAILABLE = "unavailable", _("Keap cannot be reached, or answers with errors")
+    REJECTED = "rejected", _("Keap rejects the client")
+    UNANSWERED = "unanswered", _("Keap accepts requests but does not reply")
+    UNAVAILABLE = "unavailable", _("Keap cannot be reached or returns errors")
 
 
 class Outcome(TextChoices):
-    """How an attempt ended (design: ok, rejected, misconfigured, unavailable, unknown)."""
+    """The outcome of an attempt."""
 
     OK = "ok", _("ok")
     REJECTED = "rejected", _("rejected")

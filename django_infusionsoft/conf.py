@@ -1,4 +1,4 @@
-"""Every setting of the app: name, type, default, meaning. Read when used, never at import."""
+"""All settings of the app: name, type, default, description. Read on use, never at import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX: Final = "INFUSIONSOFT_"
 
 
 def is_loopback(host: str | None) -> bool:
-    """Tell whether ``host`` (a name or an address) is this machine."""
+    """Whether ``host`` (a name or an address) is this machine."""
     if host == "localhost":
         return True
     try:
@@ -28,17 +28,13 @@ def is_loopback(host: str | None) -> bool:
 
 
 def require_endpoint(url: str, what: str, hint: str) -> str:
-    """Return ``url`` if tokens or codes may travel to it.
+    """Return ``url`` if tokens or codes may be sent to it.
 
     :raises ConfigurationError: it is plain HTTP, and not on this machine.
     """
     if problem := _endpoint(url):
         raise ConfigurationError(f"{what}, {url}, {problem}. {hint}")
     return url
-
-
-def _any(value: Any) -> str:
-    return ""
 
 
 def _positive(value: Any) -> str:
@@ -54,7 +50,7 @@ def _fraction(value: Any) -> str:
 
 
 def _endpoint(value: Any) -> str:
-    """Tokens travel to these addresses: TLS, or this machine (RFC 6749 section 3.2)."""
+    """Tokens are sent to these URLs: they need TLS or a loopback host (RFC 6749 section 3.2)."""
     try:
         parts = urlsplit(value)
         is_plain = parts.username is None
@@ -79,16 +75,16 @@ def _absolute_or_empty(value: Any) -> str:
 
 
 class Setting(Generic[T]):
-    """One setting: ``conf.NAME`` reads ``settings.INFUSIONSOFT_NAME`` at that moment.
+    """One setting: ``conf.NAME`` reads the current ``settings.INFUSIONSOFT_NAME``.
 
-    :raises ConfigurationError: on reading a value of the wrong type or outside its range.
+    :raises ConfigurationError: on access, if the value has the wrong type or is out of range.
     """
 
     def __init__(
         self,
         default: T,
         description: str,
-        problem_with: Callable[[Any], str] = _any,
+        problem_with: Callable[[Any], str] = lambda value: "",
         *,
         or_type: type | None = None,
     ) -> None:
@@ -97,7 +93,7 @@ class Setting(Generic[T]):
         self.type: Final[type] = type(default)
         self._or_type = or_type
         self._problem_with = problem_with
-        self._checked: Any = self  # which no setting is
+        self._checked: Any = self  # no valid value
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -111,7 +107,7 @@ class Setting(Generic[T]):
         if instance is None:
             return self
         value = getattr(settings, self.name, self.default)
-        if value is self._checked:  # checking again would give nothing new
+        if value is self._checked:  # already valid
             return cast("T", value)
         if not self._has_type(value):
             raise ConfigurationError(
@@ -139,11 +135,11 @@ class Conf:
     CLIENT_ID = Setting("", "the client id from Keap's developer portal")
     CLIENT_SECRET = Setting("", "the client secret from Keap's developer portal")
     ENCRYPTION_KEYS: Setting[list[str]] = Setting(
-        [], "Fernet keys for the stored secrets: the first writes, all read"
+        [], "Fernet keys for the stored secrets: the first encrypts, all decrypt"
     )
     REDIRECT_URI = Setting(
         "",
-        "the absolute URL of the callback view; empty: built from the request",
+        "the absolute URL of the callback view; empty: it is built from the request",
         _endpoint_or_empty,
     )
     AUTHORIZE_URL = Setting(
@@ -154,62 +150,64 @@ class Conf:
     TOKEN_URL = Setting("https://api.infusionsoft.com/token", "the token endpoint", _endpoint)
     API_URL = Setting(
         "https://api.infusionsoft.com/crm/rest/",
-        "what relative URLs of session() are resolved against",
+        "the base of relative URLs in session()",
         _endpoint,
     )
-    SCOPE = Setting("full", "the scope to ask for; Keap knows only this one")
+    SCOPE = Setting("full", "the scope to ask for; Keap has only this one")
     CONNECT_TIMEOUT_SECONDS = Setting(5.0, "how long to wait for a connection", _positive)
-    READ_TIMEOUT_SECONDS = Setting(30.0, "how long to wait for an answer", _positive)
-    LEASE_SECONDS = Setting(
-        120.0,
-        "how long one refresh may hold a credential; "
-        "longer than the connect timeout, twice the read timeout and a second",
-        _positive,
-    )
+    READ_TIMEOUT_SECONDS = Setting(30.0, "how long to wait for a reply", _positive)
     WAIT_SECONDS = Setting(
-        60.0, "how long a caller without an access token waits for another's refresh", _positive
+        60.0,
+        "how long a caller without a valid access token waits for another process to refresh it",
+        _positive,
     )
     EXPIRY_LEEWAY_SECONDS = Setting(
         300.0,
-        "how close to its end an access token is refreshed when used; at most a tenth of its life",
+        "how long before its expiry an access token is refreshed on use; at most a tenth of "
+        "its lifetime",
         _positive,
     )
     REFRESH_FRACTION = Setting(
-        0.75, "the part of an access token's life after which the worker refreshes it", _fraction
+        0.75,
+        "the part of an access token's lifetime after which the worker refreshes it",
+        _fraction,
     )
     REFRESH_TOKEN_DAYS = Setting(
         45.0,
-        "how long a refresh token lives that is not used; the same part of that is let pass at "
-        "most",
+        "how long an unused refresh token stays valid; it is refreshed after "
+        "``INFUSIONSOFT_REFRESH_FRACTION`` of that at the latest",
         _positive,
     )
     REFRESH_RATE = Setting(
         20.0,
         "how many refreshes a second all workers together send for one application; 0: no "
-        "ceiling. Keap cuts off at 25",
+        "limit. Keap allows 25 requests a second",
         _not_negative,
     )
     EVENT_RETENTION_DAYS = Setting(
-        90.0, "how old an event of a credential's history gets; 0: kept for ever", _not_negative
+        90.0, "how long events of a credential's history are kept; 0: for ever", _not_negative
     )
     OVERDUE_SECONDS = Setting(
         900.0,
-        "how long a refresh may be overdue, or no run be seen, before the worker counts as behind",
+        "how long a refresh may be overdue, or no run seen, before the worker counts as behind",
         _positive,
     )
     ALERT_RECIPIENTS: Setting[list[str]] = Setting(
-        [], "mail addresses that are told when something needs a person, and when it is mended"
+        [], "mail addresses to notify when something requires action, and when it is resolved"
     )
     SITE_URL = Setting(
         "",
-        "the site's own address, for links in mails; empty: that of ``INFUSIONSOFT_REDIRECT_URI``",
+        "the site's own URL, for links in mails; empty: scheme and host of "
+        "``INFUSIONSOFT_REDIRECT_URI``",
         _endpoint_or_empty,
     )
-    REFRESH_CONCURRENCY = Setting(12, "how many refreshes one worker overlaps", _positive)
+    REFRESH_CONCURRENCY = Setting(
+        12, "how many refreshes one worker runs at the same time", _positive
+    )
     SPOOL_DIR: Setting[str | os.PathLike[str]] = Setting(
-        "/var/tmp/django-infusionsoft-{uid}",  # noqa: S108  # it must be ours and is closed to others
-        "a folder for encrypted pairs that are not in the database yet; ``{uid}`` is the number "
-        "of the user that the process runs as; empty: none",
+        "/var/tmp/django-infusionsoft-{uid}",  # noqa: S108  # the spool checks owner and mode
+        "a directory for encrypted token pairs that are not in the database yet; ``{uid}`` is the "
+        "id of the user that runs the process; empty: none",
         _absolute_or_empty,
         or_type=os.PathLike,
     )

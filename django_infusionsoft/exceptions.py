@@ -1,26 +1,26 @@
-"""What callers catch, split by what they must do: configure, reconnect, or try again later."""
+"""The app's exceptions, by what the caller must do: configure, reconnect, or retry later."""
 
 from django.core.exceptions import ImproperlyConfigured
 
 
 class InfusionsoftError(Exception):
-    """The base of every exception that this app raises."""
+    """The base class of all exceptions that this app raises."""
 
 
 class ConfigurationError(InfusionsoftError, ImproperlyConfigured):
-    """Somebody who runs the site must fix a setting; trying again changes nothing."""
+    """A site administrator must fix a setting first; a retry fails again."""
 
 
 class ClientRejected(ConfigurationError):
-    """Keap refused the client id or the client secret. No credential is harmed by it."""
+    """Keap rejected the client id or the client secret. All credentials stay valid."""
 
 
 class DecryptionError(ConfigurationError):
-    """No key in ``INFUSIONSOFT_ENCRYPTION_KEYS`` opens a stored value; the value is kept."""
+    """No key in ``INFUSIONSOFT_ENCRYPTION_KEYS`` can decrypt a stored value; it is kept."""
 
 
 class ReauthorizationRequired(InfusionsoftError):
-    """A person must connect the account again; ``reason`` is one of ``Credential.Reason``."""
+    """The account must be reconnected; ``reason`` is one of ``Credential.Reason``."""
 
     def __init__(self, message: str = "", *, reason: str = "") -> None:
         super().__init__(message)
@@ -28,11 +28,11 @@ class ReauthorizationRequired(InfusionsoftError):
 
 
 class GrantRejected(ReauthorizationRequired):
-    """The token endpoint refused the code or the refresh token itself."""
+    """The token endpoint rejected the authorization code or the refresh token."""
 
 
 class TemporarilyUnavailable(InfusionsoftError):
-    """Nothing is lost: try again later, after ``retry_after`` seconds where Keap named them."""
+    """Nothing is lost: retry later, after ``retry_after`` seconds if Keap named a time."""
 
     def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -40,20 +40,24 @@ class TemporarilyUnavailable(InfusionsoftError):
 
 
 class RateLimited(TemporarilyUnavailable):
-    """Keap wants fewer requests of this application (HTTP 429), whatever the credential."""
+    """Keap asks for fewer requests of this application (HTTP 429), for all its credentials."""
 
 
 class OutcomeUnknown(TemporarilyUnavailable):
-    """The request was sent and no whole answer came: Keap may or may not have acted on it."""
+    """The request was sent, but no complete reply was received: Keap may have acted on it."""
+
+
+class GatewayFailed(OutcomeUnknown):
+    """A gateway replied in Keap's place: a later attempt shows what Keap did."""
 
 
 class RefreshInProgress(TemporarilyUnavailable):
-    """Another process is refreshing this credential and has not finished in time."""
+    """Another process is refreshing this credential, and did not finish in time."""
 
 
 class SpoolError(ConfigurationError):
-    """The spool holds an answer of Keap's that this process cannot read; it is kept."""
+    """The spool holds a reply of Keap's that this process cannot read; it is kept."""
 
 
 class DatabaseBusy(TemporarilyUnavailable):
-    """The refresh could not be written down beforehand, so Keap was not asked."""
+    """The refresh could not be recorded beforehand, so nothing was sent to Keap."""

@@ -1,81 +1,72 @@
-"""The encrypted column: ciphertext at rest and in memory, plaintext only where it is used."""
+"""The encrypted model field: ciphertext in the database and in memory, decrypted on access."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.core.exceptions import FieldError
 from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model
 from django.db.models.expressions import Case, Expression, Value, When
 from django.db.models.functions import Cast
-from django.db.models.lookups import IsNull
+from django.db.models.lookups import IsNull, Lookup, Transform
 from django.db.models.query_utils import DeferredAttribute
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, DecryptionError
 
 if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import Model
-    from django.db.models.lookups import Lookup, Transform
-
     TextField = models.TextField[str, str]
 else:
     TextField = models.TextField
 
-# Marks ciphertext in dumpdata's output, so that loaddata does not encrypt it once more.
+# Marks ciphertext in dumpdata's output, so that loaddata does not encrypt it again.
 DUMP_PREFIX = "fernet:"
 
 
 def get_cipher() -> MultiFernet:
-    """Return the key ring of ``INFUSIONSOFT_ENCRYPTION_KEYS``: the first key writes, all read.
+    """Return the cipher for ``INFUSIONSOFT_ENCRYPTION_KEYS``: the first encrypts, all decrypt.
 
-    :raises ConfigurationError: if there is no key or one that is not a Fernet key.
+    :raises ConfigurationError: there is no key, or one is not a Fernet key.
     """
-    # Without what "".split(",") leaves of an empty variable.
-    keys = [key for key in (str(each).strip() for each in conf.ENCRYPTION_KEYS) if key]
-    if not keys:
-        raise ConfigurationError(
-            "INFUSIONSOFT_ENCRYPTION_KEYS is empty: make a key with "
-            "`python manage.py infusionsoft_key` and put it into this list."
-        )
-    return _build_cipher(tuple(keys))
+    return _build_cipher(tuple(conf.ENCRYPTION_KEYS))
 
 
 @lru_cache(maxsize=8)
-def _build_cipher(keys: tuple[str, ...]) -> MultiFernet:
+def _build_cipher(configured: tuple[object, ...]) -> MultiFernet:
+    # Without the empty string that "".split(",") returns for an empty environment variable.
+    keys = [key for key in (str(each).strip() for each in configured) if key]
+    if not keys:
+        raise ConfigurationError(
+            "INFUSIONSOFT_ENCRYPTION_KEYS is empty: generate a key with `python manage.py "
+            "infusionsoft_key` and add it to this list."
+        )
     try:
         return MultiFernet([Fernet(key) for key in keys])
     except (ValueError, TypeError):
-        # The cause would show the key.
+        # The cause would contain the key.
         raise ConfigurationError(
-            "INFUSIONSOFT_ENCRYPTION_KEYS holds something that is not a Fernet key: make one "
-            "with `python manage.py infusionsoft_key`."
+            "INFUSIONSOFT_ENCRYPTION_KEYS contains an invalid Fernet key: generate one with "
+            "`python manage.py infusionsoft_key`."
         ) from None
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Ciphertext:
-    """A stored value that nobody has needed yet."""
+    """An encrypted value, as it is stored."""
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: str) -> None:
-        self.value = value
+    value: str
 
     def __repr__(self) -> str:
         return "<encrypted>"
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ciphertext) and other.value == self.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
 
 def seal(text: str) -> Ciphertext:
-    """Return the text under the first key.
+    """Return the text, encrypted with the first key.
 
     :raises ConfigurationError: there is no key.
     """
@@ -83,7 +74,7 @@ def seal(text: str) -> Ciphertext:
 
 
 class EncryptedAttribute(DeferredAttribute):
-    """Decrypts on access. A data descriptor: without ``__set__`` the instance's dict would win."""
+    """Decrypts on access. With ``__set__``, it takes precedence over the instance's dictionary."""
 
     field: EncryptedTextField
 
@@ -92,8 +83,8 @@ class EncryptedAttribute(DeferredAttribute):
         return self.field.decrypt(value) if isinstance(value, Ciphertext) else value
 
     def __set__(self, instance: Model, value: object) -> None:
-        # At once, and not when it is saved: a pickled or printed instance holds no plaintext.
-        # An empty text is no secret: a new instance, such as a form's, needs no key.
+        # Encrypt now, not on save, so that a pickled instance contains no plain text. An empty
+        # string is not secret, so that a new instance, such as a form's, needs no key.
         sealed = seal(value) if value and isinstance(value, str) else value
         instance.__dict__[self.field.attname] = sealed
 
@@ -101,23 +92,24 @@ class EncryptedAttribute(DeferredAttribute):
 def _is_encrypted(expression: Value) -> bool:
     try:
         return isinstance(expression.output_field, EncryptedTextField)
-    except FieldError:  # a bare Value of a type that Django cannot guess
+    except FieldError:  # a Value of a type for which Django knows no field
         return False
 
 
 class EncryptedTextField(TextField):
-    """A text column under Fernet, read lazily and written only as a literal value.
+    """A text field encrypted with Fernet, decrypted on access and written only as a literal value.
 
-    ``values()``, ``values_list()`` and annotations give ``<encrypted>``, never the text. The only
-    look-up is ``isnull``. A value that no key opens is kept as it is when other columns are saved.
+    ``values()``, ``values_list()`` and annotations return ``<encrypted>``, never the text. The
+    only lookup is ``isnull``. Saving other columns keeps a value that no key can decrypt.
 
-    Fernet binds a value to its key, not to its row: who may write to the database may move one.
+    Fernet binds a value to its key, not to its row: a user who can write to the database can copy
+    it to another row.
     """
 
     descriptor_class = EncryptedAttribute
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Never in a form: a model form would show the plaintext.
+        # A model form would show the plain text.
         kwargs["editable"] = False
         super().__init__(*args, **kwargs)
 
@@ -127,15 +119,15 @@ class EncryptedTextField(TextField):
         return name, path, args, kwargs
 
     def decrypt(self, ciphertext: Ciphertext) -> str:
-        """Return the plaintext.
+        """Return the plain text.
 
-        :raises DecryptionError: if no key opens it; the message names the column.
+        :raises DecryptionError: no key can decrypt it; the message names the column.
         """
         try:
             return get_cipher().decrypt(ciphertext.value.encode()).decode()
-        except InvalidToken:
+        except (InvalidToken, UnicodeDecodeError):
             raise DecryptionError(
-                f"No key in INFUSIONSOFT_ENCRYPTION_KEYS opens "
+                f"No key in INFUSIONSOFT_ENCRYPTION_KEYS can decrypt "
                 f"{self.model._meta.label}.{self.name}: put back the key that it was written "
                 f"with, or replace the value."
             ) from None
@@ -146,7 +138,7 @@ class EncryptedTextField(TextField):
         return None if value is None else Ciphertext(value)
 
     def pre_save(self, model_instance: Model, add: bool) -> Any:
-        # Past the descriptor: an untouched value goes back unopened.
+        # Not through the descriptor: an unchanged value is saved without decrypting it.
         return model_instance.__dict__[self.attname]
 
     def get_prep_value(self, value: Any) -> Any:
@@ -165,30 +157,32 @@ class EncryptedTextField(TextField):
             return self.get_db_prep_value(value, connection=connection)
         if isinstance(value, Value):
             return self.get_db_prep_value(value.value, connection=connection)
-        if not self._encrypts_by_itself(value):
+        if not self._encrypts_literals(value):
             raise FieldError(
-                f"{self.model._meta.label}.{self.name} is encrypted by Python and takes a value, "
+                f"{self.model._meta.label}.{self.name} is encrypted in Python and takes a value, "
                 f"not a database expression."
             )
         return value
 
-    def _encrypts_by_itself(self, expression: Any) -> bool:
-        """Tell whether all that the expression can give is values of this field.
+    def _encrypts_literals(self, expression: Any) -> bool:
+        """Whether every result of the expression is a value of this field.
 
-        That is what ``bulk_update`` builds: its values pass through ``get_db_prep_value``.
+        ``bulk_update`` builds such expressions: their values pass through ``get_db_prep_value``.
         """
-        if expression is None:
-            return True
-        if isinstance(expression, Value):
-            return expression.value is None or _is_encrypted(expression)
-        if isinstance(expression, When):
-            return self._encrypts_by_itself(expression.result)
-        if isinstance(expression, Case):
-            branches = [*expression.cases, expression.default]
-            return all(self._encrypts_by_itself(branch) for branch in branches)
-        if isinstance(expression, Cast):
-            return all(map(self._encrypts_by_itself, expression.get_source_expressions()))
-        return False
+        match expression:
+            case None:
+                return True
+            case Value():
+                return expression.value is None or _is_encrypted(expression)
+            case When():
+                parts = [expression.result]
+            case Case():
+                parts = [*expression.cases, expression.default]
+            case Cast():
+                parts = expression.get_source_expressions()
+            case _:
+                return False
+        return all(map(self._encrypts_literals, parts))
 
     def get_lookup(self, lookup_name: str) -> type[Lookup[Any]] | None:
         return IsNull if lookup_name == "isnull" else None

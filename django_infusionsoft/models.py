@@ -1,438 +1,275 @@
-"""Applications, credentials and their history."""
+"""The public models: credentials with their methods, applications and events."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from django.conf import settings
-from django.db import models, router, transaction
-from django.db.models.functions import Coalesce
-from django.utils import timezone
-from django.utils.translation import gettext_lazy as _
+from django.db import models, router
 
-from django_infusionsoft import connectivity, grants, profiles, refresh, rows
-from django_infusionsoft.choices import Condition, EventKind, Outcome, Reason, Status, Trouble
-from django_infusionsoft.conf import conf
-from django_infusionsoft.connectivity import Answer
-from django_infusionsoft.exceptions import ConfigurationError, DecryptionError
-from django_infusionsoft.fields import EncryptedTextField
-from django_infusionsoft.managers import ApplicationManager, CredentialManager
-from django_infusionsoft.oauth import Client
-from django_infusionsoft.sessions import CredentialSession
+from django_infusionsoft.api.session import CredentialSession
+from django_infusionsoft.choices import Status
+from django_infusionsoft.connect import connection_check, grants, profiles
+from django_infusionsoft.connect.connection_check import Answer
+from django_infusionsoft.keap.oauth import TokenPair, normalize_account
+from django_infusionsoft.refresh import runs, single
+from django_infusionsoft.refresh.run_result import Run
+from django_infusionsoft.storage.applications import Application, ApplicationState, client_of
+from django_infusionsoft.storage.credentials import CredentialRow, note_clock_offset
+from django_infusionsoft.storage.database import DatabaseNow
+from django_infusionsoft.storage.events import CredentialEvent
+from django_infusionsoft.storage.worker import WorkerState
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
-    from django.db.models.base import ModelBase
     from django_stubs_ext.db.models.manager import RelatedManager
 
+__all__ = [
+    "Application",
+    "ApplicationState",
+    "Credential",
+    "CredentialEvent",
+    "CredentialManager",
+    "CredentialQuerySet",
+    "WorkerState",
+    "client_of",
+]
 
-class Application(models.Model):
-    """An OAuth client registered at Keap's developer portal."""
 
-    name = models.CharField(_("name"), max_length=100)
-    client_id = models.CharField(_("client id"), max_length=255, unique=True)
-    client_secret = EncryptedTextField(_("client secret"))
-    is_default = models.BooleanField(
-        _("default"), default=False, help_text=_("Used where nobody names an application.")
-    )
-    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+Method = TypeVar("Method", bound=Callable[..., Any])
 
-    objects = ApplicationManager()
 
-    class Meta:
-        verbose_name = _("application")
-        verbose_name_plural = _("applications")
-        ordering = ["name", "pk"]
+def alters_data(method: Method) -> Method:
+    """Keep templates from calling a method that changes something or returns a secret."""
+    vars(method)["alters_data"] = True
+    return method
 
-    def __str__(self) -> str:
-        return self.name
 
-    def save(
+class CredentialQuerySet(models.QuerySet["Credential"]):
+    """Filters that can be chained."""
+
+    def connected(self) -> CredentialQuerySet:
+        """The credentials whose grant is valid as far as known."""
+        return self.filter(status=Status.CONNECTED)
+
+    def needs_reauthorization(self) -> CredentialQuerySet:
+        """The credentials that must be reconnected."""
+        return self.filter(status=Status.REAUTHORIZATION_REQUIRED)
+
+    def due(self) -> CredentialQuerySet:
+        """The credentials to be refreshed by now, by the database's clock. Uses an index."""
+        return self.filter(refresh_at__lte=DatabaseNow())
+
+    @alters_data
+    def request_refresh(self, *, user: AbstractBaseUser | None = None) -> int:
+        """Make these credentials due for the next run; return how many.
+
+        Credentials that must be reconnected or are being refreshed are left out.
+
+        :param user: the user who asked for it, for the history.
+        """
+        return single.request_refresh(self, user=user)
+
+
+class CredentialManager(models.Manager["Credential"]):
+    """``Credential.objects``."""
+
+    def get_queryset(self) -> CredentialQuerySet:
+        return CredentialQuerySet(self.model, using=self._db)
+
+    def connected(self) -> CredentialQuerySet:
+        return self.get_queryset().connected()
+
+    def needs_reauthorization(self) -> CredentialQuerySet:
+        return self.get_queryset().needs_reauthorization()
+
+    def due(self) -> CredentialQuerySet:
+        return self.get_queryset().due()
+
+    def for_account(self, account: str, application: Application | None = None) -> Credential:
+        """Return the credential of an account, such as ``ab123``. One query.
+
+        :param application: needed only if several applications are connected to the account.
+        :raises Credential.DoesNotExist: the account has never been connected.
+        :raises Credential.MultipleObjectsReturned: several applications are connected to it.
+        """
+        name = normalize_account(account)
+        # In a filter, None would select the credentials whose account is unknown.
+        found = self.none() if name is None else self.filter(account=name)
+        if application is not None:
+            found = found.filter(application=application)
+        return self._only(found, f"account {account!r}")
+
+    def get_default(self) -> Credential:
+        """Return the site's only credential. One query.
+
+        :raises Credential.DoesNotExist: nothing is connected yet.
+        :raises Credential.MultipleObjectsReturned: there are several: use ``for_account()``.
+        """
+        return self._only(self.get_queryset(), "this site")
+
+    def _only(self, found: models.QuerySet[Credential], what: str) -> Credential:
+        known = found.select_related("application").annotate(database_now=DatabaseNow())
+        rows = list(known[:2])
+        if not rows:
+            raise self.model.DoesNotExist(
+                f"No credential for {what}: connect it in the admin or with the authorize view."
+            )
+        if len(rows) > 1:
+            raise self.model.MultipleObjectsReturned(
+                f"Several credentials for {what}: specify the account and the application."
+            )
+        credential = rows[0]
+        # In the same query, so that a wrong clock cannot make an expired access token fresh.
+        note_clock_offset(credential, credential.database_now)
+        return credential
+
+    @alters_data
+    def import_tokens(
         self,
         *,
-        force_insert: bool | tuple[ModelBase, ...] = False,
-        force_update: bool = False,
-        using: str | None = None,
-        update_fields: Iterable[str] | None = None,
-    ) -> None:
-        alias = using or router.db_for_write(type(self), instance=self)
-        with transaction.atomic(using=alias):
-            if self.is_default:
-                others = type(self)._base_manager.using(alias).exclude(pk=self.pk)
-                others.filter(is_default=True).update(is_default=False)
-            super().save(
-                force_insert=force_insert,
-                force_update=force_update,
-                using=alias,
-                update_fields=update_fields,
-            )
+        account: str,
+        access_token: str,
+        refresh_token: str,
+        expires_at: datetime,
+        application: Application | None = None,
+    ) -> Credential:
+        """Store a token pair (access and refresh token) that nothing else uses from now on.
 
-    @property
-    def client(self) -> Client:
-        """The client as the authorization server knows it.
-
-        :raises ConfigurationError: the secret cannot be decrypted.
+        :param expires_at: when the access token expires (aware); may be in the past.
+        :param application: the client that it was issued to; ``None``: the client in the settings.
+        :raises ValueError: the account, a token or the time is invalid; nothing is stored.
         """
-        try:
-            return Client(self.client_id, self.client_secret)
-        except DecryptionError as error:
-            # Not as a DecryptionError: it concerns every credential of this application.
-            raise ConfigurationError(f"Application {self.name!r}: {error}") from error
+        pair = grants.imported_pair(
+            account=account,
+            access_token=access_token,
+            refresh_token=refresh_token,
+            expires_at=expires_at,
+        )
+        return grants.store(self.model, pair, application=application, imported=True)
 
+    @alters_data
+    def connect(
+        self,
+        pair: TokenPair,
+        *,
+        application: Application | None,
+        user: AbstractBaseUser | None = None,
+        expected: Credential | None = None,
+    ) -> Credential:
+        """Store a token pair that a user has just authorized, in the row of its account.
 
-class ApplicationState(models.Model):
-    """How Keap takes an application's client: whether it is used, and how fast."""
-
-    application = models.OneToOneField(
-        Application,
-        verbose_name=_("application"),
-        on_delete=models.CASCADE,
-        null=True,
-        blank=True,
-        related_name="state",
-        help_text=_("Empty: the client in the settings."),
-    )
-    # As a credential's.
-    application_key = models.GeneratedField(
-        expression=Coalesce("application_id", 0),
-        output_field=models.BigIntegerField(),
-        db_persist=True,
-    )
-    trouble = models.CharField(_("trouble"), max_length=20, choices=Trouble.choices, blank=True)
-    since = models.DateTimeField(_("since"))
-    # Tells one trouble from the next, and which of them has been told.
-    trips = models.PositiveIntegerField(_("troubles so far"), default=0)
-    told_trip = models.PositiveIntegerField(default=0, editable=False)
-    told_at = models.DateTimeField(null=True, editable=False)
-    # Which clients were tried in this trouble: keyed hashes, to notice another one.
-    client_marks = models.CharField(max_length=255, blank=True, editable=False)
-    probes = models.PositiveIntegerField(_("probes in vain"), default=0)
-    probe_at = models.DateTimeField(_("next probe"))
-    # Whether a mail has told of the trouble.
-    is_alerted = models.BooleanField(default=False, editable=False)
-    # By the ceiling of requests per second: until when every place is taken.
-    booked_until = models.DateTimeField(null=True, editable=False)
-
-    if TYPE_CHECKING:
-        application_id: int | None
-        database_now: datetime  # when it was read, by the database's clock
-
-    class Meta:
-        verbose_name = _("application state")
-        verbose_name_plural = _("application states")
-        default_permissions = ()
-        constraints = [
-            models.UniqueConstraint(
-                fields=["application_key"], name="infusionsoft_one_state_per_application"
-            )
-        ]
-
-    def __str__(self) -> str:
-        return str(self.application or _("client in the settings"))
-
-    @property
-    def client(self) -> Client:
-        """The client that this is about.
-
-        :raises ConfigurationError: it is not configured.
+        :param expected: the credential to reconnect. The pair is stored in its row only if both
+            are of the same account, or neither's account is known.
         """
-        return client_of(self.application)
+        return grants.store(
+            self.model, pair, application=application, user=user, expected=expected
+        )
+
+    @alters_data
+    def refresh_due(
+        self,
+        *,
+        time_limit_seconds: float = runs.RUN_TIME_LIMIT_SECONDS,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[Run], None] = lambda run: None,
+    ) -> Run:
+        """Refresh the due credentials, until none is left or the time is over; return the counts.
+
+        :param time_limit_seconds: no request is sent after this; those under way are completed.
+        :param should_stop: called several times a second; the run ends soon after it returns True.
+        :param on_progress: called with the counts so far, after every few credentials.
+        """
+        ends_at = time.monotonic() + time_limit_seconds
+        alias = self._db or router.db_for_write(self.model)
+        due = self.get_queryset().using(alias).due()
+        run = runs.refresh_due(
+            due,
+            time_limit_seconds=time_limit_seconds,
+            should_stop=should_stop,
+            on_progress=on_progress,
+        )
+        for credential in run.unidentified:
+            if not should_stop() and time.monotonic() < ends_at:
+                profiles.update(credential)
+        return run
 
 
-class Upkeep(models.Model):
-    """What the processes of a site know of each other: one row, by the database's clock."""
-
-    THE_ONE = 1
-
-    id = models.PositiveSmallIntegerField(primary_key=True, default=THE_ONE)
-    run_seen_at = models.DateTimeField(_("a run was seen"), null=True)
-    run_ended_at = models.DateTimeField(_("last run ended"), null=True)
-    run_ended = models.CharField(_("why it ended"), max_length=20, blank=True)
-    run_refreshed = models.PositiveIntegerField(_("refreshed by it"), default=0)
-    run_failed = models.PositiveIntegerField(_("not refreshed by it"), default=0)
-    run_worker = models.CharField(_("process"), max_length=100, blank=True)
-    # Who sends a mail has it until then; and when the last one was sent, and the last that said
-    # that refreshes are overdue.
-    mail_until = models.DateTimeField(null=True)
-    mailed_at = models.DateTimeField(null=True)
-    overdue_mailed_at = models.DateTimeField(null=True)
-
-    if TYPE_CHECKING:
-        database_now: datetime  # when it was read, by the database's clock
-
-    class Meta:
-        verbose_name = _("upkeep")
-        verbose_name_plural = _("upkeep")
-        default_permissions = ()
-
-    def __str__(self) -> str:
-        return str(_("upkeep"))
-
-
-class Credential(models.Model):
-    """One account's grant to one application: the token pair and its life."""
-
-    Status = Status
-    Reason = Reason
-
-    application = models.ForeignKey(
-        Application,
-        verbose_name=_("application"),
-        on_delete=models.PROTECT,
-        null=True,
-        blank=True,
-        related_name="credentials",
-        help_text=_("Empty: the client in the settings."),
-    )
-    # Makes "no application" one value: in a unique constraint NULL differs from NULL.
-    application_key = models.GeneratedField(
-        expression=Coalesce("application_id", 0),
-        output_field=models.BigIntegerField(),
-        db_persist=True,
-    )
-    # NULL where Keap has not told it, which may be so of several.
-    account = models.CharField(_("account"), max_length=100, null=True, blank=True)  # noqa: DJ001
-    account_name = models.CharField(_("account name"), max_length=200, blank=True)
-    authorized_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("authorized by"),
-        on_delete=models.SET_NULL,
-        null=True,
-        blank=True,
-        related_name="+",
-    )
-    keap_user = models.CharField(_("Keap user"), max_length=200, blank=True)
-    keap_user_is_admin = models.BooleanField(_("Keap user is admin"), null=True)
-
-    access_token = EncryptedTextField(_("access token"))
-    refresh_token = EncryptedTextField(_("refresh token"))
-    generation = models.PositiveBigIntegerField(_("generation"), default=0)
-    issued_at = models.DateTimeField(_("last refresh"))
-    expires_at = models.DateTimeField(_("access token expires"))
-    connected_at = models.DateTimeField(_("connected"))
-
-    status = models.CharField(
-        _("status"), max_length=30, choices=Status.choices, default=Status.CONNECTED
-    )
-    reason = models.CharField(_("reason"), max_length=30, choices=Reason.choices, blank=True)
-    refresh_at = models.DateTimeField(_("next refresh"), null=True)
-    failures = models.PositiveIntegerField(_("failures in a row"), default=0)
-    unanswered_attempts = models.PositiveIntegerField(_("unanswered attempts"), default=0)
-    last_error = models.TextField(_("last error"), blank=True)
-    lease_until = models.DateTimeField(null=True, editable=False)
-    lease_id = models.CharField(max_length=32, blank=True, editable=False)
-    lease_holder = models.CharField(max_length=100, blank=True, editable=False)
-    # Whether its holder may have presented the refresh token by now.
-    lease_is_used = models.BooleanField(default=False, editable=False)
-    # Whether a mail has told that it needs a person.
-    is_alerted = models.BooleanField(default=False, editable=False)
+class Credential(CredentialRow):
+    """One account's grant to one application: the token pair and its state."""
 
     objects = CredentialManager()
 
-    # How far this machine's clock is ahead of the database's, as far as we have looked.
-    clock_ahead = timedelta(0)
-
     if TYPE_CHECKING:
-        application_id: int | None
         events: RelatedManager[CredentialEvent]
 
-    class Meta:
-        verbose_name = _("credential")
-        verbose_name_plural = _("credentials")
-        ordering = ["account", "pk"]
-        constraints = [
-            models.UniqueConstraint(
-                fields=["application_key", "account"],
-                name="infusionsoft_one_row_per_account",
-            )
-        ]
-        indexes = [
-            models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
-            models.Index(fields=["account"], name="infusionsoft_account"),
-            # With what a summary counts by, so that it need not look at the rows.
-            models.Index(fields=["status", "failures"], name="infusionsoft_status"),
-            models.Index(fields=["is_alerted", "status"], name="infusionsoft_alerted"),
-        ]
-        # One for each verb of a person's. Nothing can be added or changed by hand.
-        default_permissions = ("view", "delete")
-        permissions = [
-            ("connect_credential", _("Can connect credential")),
-            ("refresh_credential", _("Can refresh credential")),
-            ("disconnect_credential", _("Can disconnect credential")),
-        ]
-
-    def __str__(self) -> str:
-        return self.account or f"#{self.pk}"
-
-    @property
-    def client(self) -> Client:
-        """The application's client, or the settings' one where none is named.
-
-        :raises ConfigurationError: it is not configured.
-        """
-        return client_of(self.application)
-
-    @property
-    def condition(self) -> Condition:
-        """How it is, in one word for a person."""
-        if self.status == Status.DISCONNECTED:
-            return Condition.DISCONNECTED
-        if self.status == Status.REAUTHORIZATION_REQUIRED:
-            return Condition.NEEDS_ATTENTION
-        if self.lease_until is not None and self.lease_until > self.now:
-            return Condition.REFRESHING
-        return Condition.RETRYING if self.is_retrying else Condition.CONNECTED
-
-    @property
-    def is_retrying(self) -> bool:
-        """Whether the last attempt failed, and another one will follow by itself."""
-        return self.status == Status.CONNECTED and self.failures > 0
-
-    @property
-    def may_be_refreshed(self) -> bool:
-        """Whether ``refresh()`` presents the refresh token: also a last time, by somebody's will,
-        where Keap has answered neither the first attempt nor the repeat.
-        """
-        return self.status == Status.CONNECTED or self.reason == Reason.UNANSWERED
-
-    @property
-    def now(self) -> datetime:
-        """The time by which this credential's times are told: the database's, as far as known."""
-        return timezone.now() - self.clock_ahead
-
-    @property
-    def has_living_access_token(self) -> bool:
-        """Whether the access token has not ended."""
-        return self.now < self.expires_at
-
-    @property
-    def has_fresh_access_token(self) -> bool:
-        """Whether the access token is so far from its end that nobody needs to refresh it."""
-        life = self.expires_at - self.issued_at
-        leeway = min(timedelta(seconds=conf.EXPIRY_LEEWAY_SECONDS), life / 10)
-        return self.now < self.expires_at - leeway
-
+    @alters_data
     def get_access_token(self) -> str:
-        """Return an access token that works now; refresh or wait for it if it must be.
+        """Return a valid access token; refresh it, or wait for another's refresh, if need be.
 
-        On a loaded credential whose access token is fresh this makes no query.
+        An error is raised only if the current access token has expired. On a loaded credential
+        whose access token is fresh this makes no query.
 
-        :raises ReauthorizationRequired: a person has to connect the account again.
+        :raises ReauthorizationRequired: the account must be reconnected.
         :raises ConfigurationError: the client or the encryption keys are wrong.
-        :raises TemporarilyUnavailable: later; nothing is lost.
+        :raises TemporarilyUnavailable: a later attempt may succeed; nothing is lost.
         """
-        if not self.has_fresh_access_token:
-            refresh.ensure_access_token(self)
-        return self.access_token
+        return single.get_access_token(self)
 
+    @alters_data
     def replace_access_token(self, rejected: str) -> str:
         """Return another access token than the one that the API has just rejected.
 
-        Somebody else's, if the row has it by now; else refresh once.
+        Take it from the row if another process has refreshed meanwhile; otherwise refresh once.
 
         :raises InfusionsoftError: as ``get_access_token()``.
         """
-        rows.look(self)
-        if self.access_token in (rejected, ""):  # or disconnected
-            refresh.refresh(self)
-        return self.access_token
+        return single.replace_access_token(self, rejected)
 
+    @alters_data
     def refresh(self, *, user: AbstractBaseUser | None = None) -> None:
-        """Rotate the pair now, once, whoever else is trying.
+        """Rotate the token pair now, once, even if others try at the same time.
 
-        Where somebody has rotated it since this instance was loaded, takes that over instead.
+        If another process has rotated it since this instance was loaded, use that pair instead.
 
-        :param user: the person whose will it is, for the history.
+        :param user: the user who asked for it, for the history.
         :raises InfusionsoftError: as ``get_access_token()``.
         """
-        refresh.refresh(self, by_will=True, user=user)
+        single.refresh(self, force=True, user=user)
 
+    @alters_data
     def disconnect(self, *, user: AbstractBaseUser | None = None) -> None:
-        """Forget the pair: nothing is refreshed or served any more until somebody reconnects.
+        """Delete the token pair: nothing is refreshed or returned until the account reconnects.
 
-        Keap cannot be told: the grant ends there under *API Settings*, or by itself.
+        Keap offers no way to revoke the grant: a user does so there under *API Settings*, or it
+        expires.
 
-        :param user: the person whose will it is, for the history.
+        :param user: the user who asked for it, for the history.
         """
-        grants.forget(self, user=user)
+        grants.disconnect(self, user=user)
 
+    @alters_data
     def test_connection(self, *, user: AbstractBaseUser | None = None) -> Answer:
-        """Call Keap's API once, as a site's own code does, and return its answer.
+        """Send one request to Keap's API, as a site's own code does, and return the answer.
 
-        An access token that has ended is refreshed for it.
+        An expired access token is refreshed first.
 
-        :param user: the person whose will it is, for the history.
-        :raises InfusionsoftError: as ``get_access_token()``, and where the API cannot be reached.
+        :param user: the user who asked for it, for the history.
+        :raises InfusionsoftError: as ``get_access_token()``, and if the API cannot be reached.
         """
-        return connectivity.test(self, user=user)
+        return connection_check.test(self, user=user)
 
     def session(self) -> CredentialSession:
         """Return a ``requests.Session`` for this account."""
         return CredentialSession(self)
 
+    @alters_data
     def fetch_profile(self) -> Credential:
-        """Ask Keap for the account's and the user's names, best effort, and store them.
+        """Ask Keap for the names of the account and the user, best effort, and store them.
 
-        :returns: the credential that holds the pair now; another row where this one had no
+        :returns: the credential that has the token pair now: another row if this one had no
             account and Keap names one that is connected already.
         """
         return profiles.update(self)
-
-
-class CredentialEvent(models.Model):
-    """One line of a credential's history; never a secret."""
-
-    Kind = EventKind
-    Outcome = Outcome
-
-    credential = models.ForeignKey(
-        Credential,
-        verbose_name=_("credential"),
-        on_delete=models.CASCADE,
-        related_name="events",
-        db_index=False,
-    )
-    created_at = models.DateTimeField(_("time"), auto_now_add=True, db_index=True)
-    kind = models.CharField(_("event"), max_length=30, choices=EventKind.choices)
-    outcome = models.CharField(_("outcome"), max_length=20, choices=Outcome.choices, blank=True)
-    reason = models.CharField(_("reason"), max_length=30, choices=Reason.choices, blank=True)
-    generation = models.PositiveBigIntegerField(_("generation"))
-    # Tells refresh tokens apart: who presented which one, when, with what result.
-    fingerprint = models.CharField(_("fingerprint"), max_length=12, blank=True)
-    duration_ms = models.PositiveIntegerField(_("duration in ms"), null=True)
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("user"),
-        on_delete=models.SET_NULL,
-        null=True,
-        related_name="+",
-    )
-    # Host and process number of whoever did it.
-    worker = models.CharField(_("process"), max_length=100, blank=True)
-    detail = models.TextField(_("detail"), blank=True)
-
-    class Meta:
-        verbose_name = _("credential event")
-        verbose_name_plural = _("credential events")
-        default_permissions = ("view",)
-        ordering = ["-pk"]
-        indexes = [models.Index(fields=["credential", "-id"], name="infusionsoft_history")]
-
-    def __str__(self) -> str:
-        return self.get_kind_display()
-
-
-def client_of(application: Application | None) -> Client:
-    """Return the application's client, or the settings' one for ``None``.
-
-    :raises ConfigurationError: it is not configured.
-    """
-    if application is not None:
-        return application.client
-    if not conf.CLIENT_ID or not conf.CLIENT_SECRET:
-        raise ConfigurationError(
-            "Set INFUSIONSOFT_CLIENT_ID and INFUSIONSOFT_CLIENT_SECRET, or name an application."
-        )
-    return Client(conf.CLIENT_ID, conf.CLIENT_SECRET)

@@ -1,17 +1,17 @@
-"""The entry for Celery's beat. Needs no Celery, so that settings can import it."""
+"""The entry for Celery beat. Needs no Celery, so that settings can import it."""
 
 from typing import Any
 
-# What a run may take of the time until the next one: all but this, and never under half of it.
+# A run may take the time until the next one less this, and at least half of it.
 MARGIN_SECONDS = 5.0
 
 
 def beat_schedule(*, seconds: float = 60) -> dict[str, dict[str, Any]]:
-    """Return the entry for ``CELERY_BEAT_SCHEDULE`` that refreshes what is due.
+    """Return the entry for ``CELERY_BEAT_SCHEDULE`` that refreshes the due credentials.
 
-    :param seconds: how often. A message that no worker took within this time expires, so that
-        a worker which was away does not find a pile of them; and a run sends nothing more when
-        the next one is about to start.
+    :param seconds: the interval. A message that no worker accepts within this time expires, so
+        that messages do not pile up while no worker runs. A run stops sending requests before the
+        next one starts.
     """
     return {
         "django-infusionsoft-refresh": {

@@ -1,10 +1,8 @@
 """The Celery task; the only module that imports Celery."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from mmap import mmap
 from typing import Any
 
@@ -13,13 +11,13 @@ from celery import Task, current_app, shared_task
 from celery.exceptions import ImproperlyConfigured
 from celery.signals import worker_init, worker_shutting_down
 
-from django_infusionsoft import stopping
-from django_infusionsoft.managers import RUN_TIME_LIMIT_SECONDS
+from django_infusionsoft import shutdown
+from django_infusionsoft.keap.transport import longest_call_seconds
 from django_infusionsoft.models import Credential
-from django_infusionsoft.transport import longest_call_seconds
+from django_infusionsoft.refresh.runs import RUN_TIME_LIMIT_SECONDS
 
-# One byte, shared with the processes that the worker forks: Celery does not tell them that it is
-# about to end, and waits for them.
+# One byte, shared with the processes that the worker forks: Celery waits for them when it shuts
+# down, and does not notify them.
 _is_shutting_down = mmap(-1, 1)
 # The hard and the soft limit of a worker's tasks in seconds, its command line included.
 _worker_limits: tuple[float | None, float | None] = (None, None)
@@ -27,13 +25,13 @@ _worker_limits: tuple[float | None, float | None] = (None, None)
 
 @worker_init.connect
 def _begin(sender: Any, **kwargs: Any) -> None:
-    global _worker_limits  # noqa: PLW0603  # before the fork, for the processes to come
+    global _worker_limits  # noqa: PLW0603  # before the fork, for the child processes
     _worker_limits = (sender.time_limit, sender.soft_time_limit)
     _is_shutting_down[0] = 0
 
 
 @worker_shutting_down.connect
-def _tell_children(**kwargs: Any) -> None:
+def _notify_children(**kwargs: Any) -> None:
     _is_shutting_down[0] = 1
 
 
@@ -41,17 +39,17 @@ def _tell_children(**kwargs: Any) -> None:
 def refresh_due_credentials(
     self: Task[..., Any], time_limit_seconds: float | None = None
 ) -> dict[str, int]:
-    """Refresh what is due and return the counts by outcome.
+    """Refresh the due credentials and return the counts by outcome.
 
-    Safe when run twice, late or never: every credential is claimed in its row. Ends cleanly, with
-    every answer stored and every lease given back, when the worker shuts down and at a soft time
-    limit, which is no failure: the next run goes on.
+    Safe to run twice or late: every credential is claimed in its row. When the worker shuts down,
+    and at a soft time limit, the run stores all answers, releases all leases and succeeds: the
+    next run continues.
 
-    :param time_limit_seconds: after which nothing more is sent; less where a time limit of the
-        task's would strike sooner. By default a bit less than a minute.
+    :param time_limit_seconds: nothing is sent after this, or earlier if a time limit of the task
+        requires it. By default 55 seconds.
     """
     asked = RUN_TIME_LIMIT_SECONDS if time_limit_seconds is None else time_limit_seconds
-    with _asked_to_stop() as stop:
+    with _stop_requested() as stop:
         run = Credential.objects.refresh_due(
             time_limit_seconds=min([asked, *_allowed_seconds(self)]),
             should_stop=lambda: stop() or bool(_is_shutting_down[0]),
@@ -59,21 +57,19 @@ def refresh_due_credentials(
     return run.as_dict()
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[stopping.Stop]:
-    """Note the signals that Celery or a person sends to the process of a task."""
+def _stop_requested() -> AbstractContextManager[shutdown.Stop]:
+    """Defer the signals that Celery or a user sends to the process of a task."""
     signals = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
-    # Elsewhere than in the prefork pool it is no soft time limit.
+    # Outside the prefork pool, SIGUSR1 is not a soft time limit.
     has_soft_limit = signal.getsignal(signal.SIGUSR1) is soft_timeout_sighandler
     soft_limit = [signal.SIGUSR1] if has_soft_limit else []
-    with stopping.noted(*signals, *soft_limit, swallowed=soft_limit) as stop:
-        yield stop
+    return shutdown.deferred_signals(*signals, *soft_limit, discarded=soft_limit)
 
 
 def _allowed_seconds(task: Task[..., Any]) -> Iterator[float]:
-    """Yield how long a run may send, so that it has ended when a time limit strikes.
+    """Yield how long a run may send requests, so that it ends before each time limit.
 
-    The message's limit goes before the task's, and that before the worker's, as in Celery.
+    As in Celery, the message's limit precedes the task's, and that the worker's.
     """
     conf = task.app.conf
     hard, soft = task.request.timelimit or (None, None)
@@ -87,16 +83,16 @@ def _allowed_seconds(task: Task[..., Any]) -> Iterator[float]:
 
 
 def scheduled_tasks() -> set[str] | None:
-    """Return the names of the tasks that beat starts; ``None`` where that cannot be known.
+    """Return the names of the tasks that beat starts; ``None`` if unknown.
 
-    So it is where the site has made no Celery app, where its settings cannot be read, and where a
+    They are unknown if the site has no Celery app, if its settings cannot be read, and if the
     scheduler keeps its entries elsewhere, as django-celery-beat does.
     """
     app = current_app
-    if app.main == "default":  # the one that Celery makes up
+    if app.main == "default":  # Celery's fallback
         return None
     try:
-        app.finalize()  # which lets receivers of its signals add their entries
+        app.finalize()  # lets receivers of its signals add their entries
         scheduler, entries = app.conf.beat_scheduler, app.conf.beat_schedule
     except (ImportError, ImproperlyConfigured):
         return None

@@ -1,4 +1,4 @@
-"""The site's Celery: ``celery --app example_project worker --beat``."""
+"""The site's Celery app: ``celery --app example_project worker --beat``."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What the environment says about the site, beyond django-environ's own types."""
+"""Reads settings from the environment that django-environ alone cannot."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ SQLITE_OPTIONS = {
 
 
 def infusionsoft_settings() -> dict[str, Any]:
-    """Return the app's settings that the environment names, each in its type."""
+    """Return the app's settings that the environment contains, each in its type."""
     return {
         name: _value(name, setting.type)
         for name, setting in SETTINGS.items()
@@ -28,7 +28,7 @@ def infusionsoft_settings() -> dict[str, Any]:
 
 def _value(name: str, type_: type) -> Any:
     text = os.environ[name]
-    if type_ is str:  # django-environ would take a secret that starts with $ for a reference
+    if type_ is str:  # django-environ treats a value that starts with $ as a reference
         return text
     if type_ is list:
         return [part.strip() for part in text.split(",") if part.strip()]
@@ -39,9 +39,9 @@ def _value(name: str, type_: type) -> Any:
 
 
 def secret_key(*, debug: bool) -> str:
-    """Return ``DJANGO_SECRET_KEY``; only a site in debug mode may do without.
+    """Return ``DJANGO_SECRET_KEY``, which only debug mode does not require.
 
-    :raises ImproperlyConfigured: where it is missing.
+    :raises ImproperlyConfigured: it is missing.
     """
     if key := os.environ.get("DJANGO_SECRET_KEY"):
         return key
@@ -49,12 +49,12 @@ def secret_key(*, debug: bool) -> str:
         return "insecure: for debug mode only"
     raise ImproperlyConfigured(
         "DJANGO_SECRET_KEY is not set. Set it to a long random value, or DJANGO_DEBUG=true "
-        "while you try things out on your own machine."
+        "while you try it on your own machine."
     )
 
 
 def database(default: str) -> dict[str, Any]:
-    """Return Django's description of ``DATABASE_URL``."""
+    """Return ``DATABASE_URL`` as an entry of Django's ``DATABASES``."""
     described: dict[str, Any] = Env().db_url("DATABASE_URL", default=default)
     if described["ENGINE"] == "django.db.backends.sqlite3":
         described["OPTIONS"] = SQLITE_OPTIONS
@@ -62,7 +62,7 @@ def database(default: str) -> dict[str, Any]:
 
 
 def filesystem_broker(folder: Path) -> dict[str, str]:
-    """Create what Celery's ``filesystem://`` broker needs, and return its options."""
+    """Create the folders of Celery's ``filesystem://`` broker, and return its options."""
     messages, control = folder / "messages", folder / "control"
     for each in (messages, control):
         each.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The example site. Everything that differs between sites comes from the environment.
+"""The example site. Its environment contains everything that differs between sites.
 
 ``DATABASE_URL``, ``CELERY_BROKER_URL``, ``DJANGO_SECRET_KEY``, ``DJANGO_DEBUG``,
 ``DJANGO_ALLOWED_HOSTS`` (comma-separated) and every setting of django_infusionsoft by its own
@@ -67,7 +67,7 @@ TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 FORMAT_MODULE_PATH = ["example_project.formats"]
 
-# Two sites on one machine differ in their port, which cookies do not heed.
+# Sites on one machine have different ports, but share cookies.
 SESSION_COOKIE_NAME = "example_project_session"
 CSRF_COOKIE_NAME = "example_project_csrf"
 

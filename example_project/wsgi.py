@@ -1,4 +1,4 @@
-"""What a WSGI server loads: ``example_project.wsgi``."""
+"""The WSGI application: ``example_project.wsgi``."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Real processes of the site, on the test's database and the test's sandbox."""
+"""Processes of the site that use the test's database and sandbox."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(database_url: str, settings: dict[str, Any]) -> dict[str, str]:
-    """Return what a child process needs to be the same site."""
+    """Return the environment in which a child process is the same site."""
     spool = str(conf.SPOOL_DIR)
     return os.environ | {
         "DJANGO_SETTINGS_MODULE": "tests.settings",
@@ -29,7 +29,7 @@ def environment(database_url: str, settings: dict[str, Any]) -> dict[str, str]:
 def started(
     *arguments: str, database_url: str, settings: dict[str, Any], **options: Any
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run ``python arguments`` until the block ends; nothing of it is left then."""
+    """Run ``python arguments``; kill it and its children at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env=environment(database_url, settings),
@@ -41,5 +41,6 @@ def started(
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its children too, which Celery has
+        with suppress(ProcessLookupError):  # the test has waited for its end
+            os.killpg(process.pid, signal.SIGKILL)  # also its children, which Celery has
         process.communicate()

@@ -1,8 +1,8 @@
-"""Which servers and programs this machine has for the tests, and where.
+"""Servers and programs on this machine that tests need.
 
-A test that needs one which is missing is skipped, and the end of the run says so. Where
+A test is skipped if its server or program is missing, and the end of the run says so. If
 ``INFUSIONSOFT_TESTS_REQUIRE`` names it (comma-separated: postgresql, mariadb, redis, rabbitmq,
-browser, gettext, php; or ``all``), it fails instead.
+browser, gettext, php; or ``all``), the test fails instead.
 """
 
 import os
@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import quote
 
 from django.db import Error, connection
 
@@ -31,7 +32,7 @@ class Broker:
         return os.environ.get(self.variable) or self.default_url
 
     def problem(self) -> str:
-        """Return why the broker cannot be used, or the empty string."""
+        """Return why the broker cannot be used, or an empty string."""
         if not find_spec("celery"):
             return "Celery is not installed here"
         from amqp.exceptions import AMQPError
@@ -63,11 +64,11 @@ def is_required(service: str) -> bool:
 
 
 def chromium_options() -> dict[str, Any]:
-    """Return how Playwright launches the Chromium of this machine, without a word to outside."""
+    """Return the options to launch this machine's Chromium without network use of its own."""
     return {
         "executable_path": chromium(),
         "args": [
-            "--no-sandbox",  # root, as in a container, has none
+            "--no-sandbox",  # root, as in a container, cannot use the sandbox
             "--disable-gpu",
             "--disable-background-networking",
             "--disable-component-update",
@@ -83,25 +84,34 @@ def chromium() -> str | None:
 
 
 def browser_problem() -> str:
-    """Return why no browser can be driven, or the empty string."""
+    """Return why no browser can be used, or an empty string."""
     if not find_spec("playwright"):
         return "Playwright is not installed here"
     return "" if chromium() else f"no Chromium on PATH (looked for {', '.join(CHROMIUM_NAMES)})"
 
 
 def database_title() -> str:
-    """Return the name of the kind of database that this run uses."""
+    """Return the name of the database system that this run uses."""
     # Not Django's display_name, which asks the server whether it is MariaDB or MySQL.
     return {"mysql": "MariaDB", "postgresql": "PostgreSQL", "sqlite": "SQLite"}[connection.vendor]
 
 
+def database_url() -> str:
+    """Return the URL of this process's database for other processes."""
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{connection.settings_dict['NAME']}"
+    database = {name: quote(str(value)) for name, value in connection.settings_dict.items()}
+    scheme = {"mysql": "mysql", "postgresql": "postgres"}[connection.vendor]
+    return scheme + "://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(database)
+
+
 def database_problem() -> str:
-    """Return why the server in ``DATABASE_URL`` cannot be used, or the empty string."""
+    """Return why the server in ``DATABASE_URL`` cannot be used, or an empty string."""
     if connection.vendor == "sqlite":
         return ""
     parameters = connection.get_connection_params()
     if connection.vendor == "mysql":
-        parameters.pop("database", None)  # made by the run itself
+        parameters.pop("database", None)  # created by the run itself
         parameters["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     try:
         with connection.wrap_database_errors:
@@ -109,5 +119,5 @@ def database_problem() -> str:
     except Error as error:
         where = "{HOST}:{PORT}".format_map(connection.settings_dict)
         first_line = str(error).splitlines()[0]
-        return f"{database_title()} does not let us in at {where} ({first_line})"
+        return f"{database_title()} refuses the connection at {where} ({first_line})"
     return ""

@@ -1,4 +1,4 @@
-"""Settings of the test suite. ``DATABASE_URL`` chooses the database; without it: SQLite."""
+"""Settings of the test suite. ``DATABASE_URL`` selects the database; the default is SQLite."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from django_infusionsoft.schedule import beat_schedule
 RUN = f"django_infusionsoft_{os.getpid()}"  # several runs may share a server
 
 SQLITE_OPTIONS = {
-    # Without these three, threads and processes meet "database is locked".
+    # Without these three, threads and processes fail with "database is locked".
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
     "timeout": 20,
     "transaction_mode": "IMMEDIATE",
@@ -22,7 +22,7 @@ SQLITE_OPTIONS = {
 
 def _database() -> dict[str, Any]:
     env = Env()
-    # Files, since another process cannot open a database in memory.
+    # A file, since another process cannot open a database in memory.
     folder = Path(tempfile.gettempdir())
     default = f"sqlite:///{folder / RUN}.sqlite3"
     database: dict[str, Any] = env.db_url("DATABASE_URL", default=default)
@@ -40,7 +40,7 @@ def _database() -> dict[str, Any]:
 def _use_pymysql() -> None:
     import pymysql
 
-    # Django asks for the version of mysqlclient, whose place PyMySQL takes here.
+    # Django checks the version of mysqlclient, which PyMySQL replaces here.
     pymysql.version_info = (2, 2, 7, "final", 0)
     pymysql.install_as_MySQLdb()
 
@@ -53,7 +53,7 @@ ROOT_URLCONF = "tests.urls"
 USE_TZ = True
 STATIC_URL = "static/"
 LOGIN_URL = "admin:login"
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # quick; these guard nothing
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast; these protect nothing
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 INSTALLED_APPS = [
@@ -89,14 +89,14 @@ TEMPLATES = [
     },
 ]
 
-# Celery, in worker processes that the tests start.
+# For Celery in worker processes that the tests start.
 CELERY_BEAT_SCHEDULE = beat_schedule(seconds=1)
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "memory://")
 
-# Invented; as Fernet wants it: 32 bytes, base64.
+# A Fernet key: 32 bytes, base64.
 INFUSIONSOFT_ENCRYPTION_KEYS = ["Nq7uN1nYc0sPZ3bX9hKfTz2LwAe5VdRjG8mQyIoC4tE="]
 INFUSIONSOFT_CLIENT_ID = os.environ.get("INFUSIONSOFT_CLIENT_ID", "sandbox-client")
 INFUSIONSOFT_CLIENT_SECRET = os.environ.get("INFUSIONSOFT_CLIENT_SECRET", "sandbox-secret")
 
-# What a test overrides, for the processes that it starts.
+# Settings that a test overrides for the processes that it starts.
 globals().update(json.loads(os.environ.get("TESTS_SETTINGS", "{}")))

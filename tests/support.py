@@ -1,4 +1,4 @@
-"""Small things that several tests use."""
+"""Helpers that several tests use."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +17,13 @@ from django_infusionsoft.sandbox import Client, Sandbox
 
 T = TypeVar("T")
 
-# Another one than that of the settings.
+# A client other than that of the settings.
 SECOND = Client("second-client", "second-secret")
 
 
 @contextmanager
 def keap_with(accounts: Sequence[str]) -> Iterator[Sandbox]:
-    """Keap with these accounts and two clients, and the settings that point at it."""
+    """Run Keap with these accounts and two clients, with the settings for it."""
     with (
         Sandbox(accounts=accounts, clients=[Client(), SECOND]) as running,
         override_settings(**running.settings),
@@ -32,23 +32,26 @@ def keap_with(accounts: Sequence[str]) -> Iterator[Sandbox]:
 
 
 @contextmanager
-def received(signal: Signal) -> Iterator[list[dict[str, Any]]]:
-    """Collect what the signal is sent with."""
-    calls: list[dict[str, Any]] = []
-
-    def receiver(**kwargs: Any) -> None:
-        calls.append(kwargs)
-
-    signal.connect(receiver)
+def receiver(signal: Signal, function: Callable[..., Any]) -> Iterator[None]:
+    """Connect a receiver to the signal for a while."""
+    signal.connect(function, weak=False)
     try:
-        yield calls
+        yield
     finally:
-        signal.disconnect(receiver)
+        signal.disconnect(function)
+
+
+@contextmanager
+def received(signal: Signal) -> Iterator[list[dict[str, Any]]]:
+    """Collect the arguments of each call of the signal."""
+    calls: list[dict[str, Any]] = []
+    with receiver(signal, lambda **kwargs: calls.append(kwargs)):
+        yield calls
 
 
 @contextmanager
 def threads(count: int) -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
-    """Run functions in threads of their own, whose database connections are closed in the end."""
+    """Run functions in threads, whose database connections are closed at the end."""
 
     def closing(function: Callable[[], T]) -> T:
         try:
@@ -61,17 +64,17 @@ def threads(count: int) -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
 
 
 def end_leases() -> None:
-    """Let every lease have run out, as if its holder had died a while ago."""
+    """Expire every lease, as if its holder had died a while ago."""
     past = timezone.now() - timedelta(seconds=1)
     Credential.objects.filter(lease_until__isnull=False).update(lease_until=past, refresh_at=past)
 
 
 @contextmanager
 def failing_updates(*messages: str, written: bool = False) -> Iterator[list[str]]:
-    """Let the next ``UPDATE`` of a credential fail for each message, as a lost database does.
+    """Let the next ``UPDATE`` of a credential fail for each message, as a lost connection does.
 
-    :param written: only the answer is lost; the row has been written.
-    :returns: the messages that nobody has met yet.
+    :param written: the row is written, and only the answer is lost.
+    :returns: the messages that have not been raised yet.
     """
     left = list(messages)
 
@@ -92,7 +95,7 @@ def row(credential: Credential) -> Credential:
 
 
 def ask(credential: Credential) -> str:
-    """Ask for an access token as a web process does; return it, or the kind of exception."""
+    """Ask for an access token as a web process does; return it or the name of the exception."""
     try:
         return row(credential).get_access_token()
     except InfusionsoftError as error:
@@ -100,6 +103,6 @@ def ask(credential: Credential) -> str:
 
 
 def run() -> dict[str, int]:
-    """Let a run go over everything that is due; return its counts but the zeros."""
+    """Refresh everything that is due; return the counts that are not zero."""
     counts = Credential.objects.refresh_due().as_dict()
     return {name: count for name, count in counts.items() if count}

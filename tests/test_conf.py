@@ -1,4 +1,4 @@
-"""Settings: read late, checked when read."""
+"""Settings: read and validated when used."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from django_infusionsoft.exceptions import ConfigurationError
 
 
 def test_value_is_read_when_used() -> None:
-    with override_settings(INFUSIONSOFT_LEASE_SECONDS=7):
-        assert conf.LEASE_SECONDS == 7
-    assert conf.LEASE_SECONDS == 120
+    with override_settings(INFUSIONSOFT_WAIT_SECONDS=7):
+        assert conf.WAIT_SECONDS == 7
+    assert conf.WAIT_SECONDS == 60
 
 
-def test_every_setting_has_a_default_that_is_valid_and_a_description() -> None:
+def test_every_setting_has_a_valid_default_and_a_description() -> None:
     for name, setting in SETTINGS.items():
         assert name.startswith("INFUSIONSOFT_")
         assert setting.description
@@ -28,15 +28,15 @@ def test_every_setting_has_a_default_that_is_valid_and_a_description() -> None:
     [
         ("CLIENT_ID", 5),
         ("ENCRYPTION_KEYS", "one"),
-        ("LEASE_SECONDS", "120"),
-        ("LEASE_SECONDS", True),
-        ("LEASE_SECONDS", 0),
+        ("WAIT_SECONDS", "120"),
+        ("WAIT_SECONDS", True),
+        ("WAIT_SECONDS", 0),
         ("REFRESH_CONCURRENCY", -1),
         ("REFRESH_CONCURRENCY", 1.5),
         ("REFRESH_FRACTION", 1.0),
     ],
 )
-def test_error_names_the_setting_when_the_value_is_wrong(name: str, value: Any) -> None:
+def test_error_names_the_setting_when_the_value_is_invalid(name: str, value: Any) -> None:
     with (
         override_settings(**{f"INFUSIONSOFT_{name}": value}),
         pytest.raises(ConfigurationError, match=f"INFUSIONSOFT_{name} must be"),
@@ -55,7 +55,7 @@ def test_error_names_the_setting_when_the_value_is_wrong(name: str, value: Any) 
         "http://127.0.0.1.example",
     ],
 )
-def test_url_is_refused_when_tokens_would_travel_in_the_clear(name: str, url: str) -> None:
+def test_url_is_rejected_when_tokens_would_be_sent_unencrypted(name: str, url: str) -> None:
     with (
         override_settings(**{f"INFUSIONSOFT_{name}": url}),
         pytest.raises(ConfigurationError, match="loopback"),
@@ -67,13 +67,13 @@ def test_url_is_refused_when_tokens_would_travel_in_the_clear(name: str, url: st
     "url",
     ["https://keap.example/x", "http://127.0.0.1:8001/x", "http://localhost/", "http://[::1]:80/"],
 )
-def test_url_is_taken_when_it_is_tls_or_this_machine(url: str) -> None:
+def test_url_is_accepted_when_it_is_https_or_loopback(url: str) -> None:
     with override_settings(INFUSIONSOFT_TOKEN_URL=url):
         assert url == conf.TOKEN_URL
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "https://ann:secret@keap.example/token"])
-def test_url_is_refused_when_it_is_none_or_holds_a_password(url: str) -> None:
+def test_url_is_rejected_when_it_is_malformed_or_contains_a_password(url: str) -> None:
     with (
         override_settings(INFUSIONSOFT_TOKEN_URL=url),
         pytest.raises(ConfigurationError, match="INFUSIONSOFT_TOKEN_URL"),
@@ -82,6 +82,6 @@ def test_url_is_refused_when_it_is_none_or_holds_a_password(url: str) -> None:
 
 
 @override_settings(INFUSIONSOFT_WAIT_SECONDS=None)
-def test_none_is_no_setting() -> None:
+def test_none_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match="WAIT_SECONDS"):
         _ = conf.WAIT_SECONDS

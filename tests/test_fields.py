@@ -1,4 +1,4 @@
-"""The encrypted column: no way in or out for plaintext but the attribute."""
+"""The encrypted field: plaintext is available only through the attribute."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def make_application(secret: str = SECRET, name: str = "main") -> Application:
 
 
 def stored(application: Application) -> str:
-    """Return what stands in the column."""
+    """Return the stored value of the column."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT client_secret FROM django_infusionsoft_application WHERE id = %s",
@@ -39,11 +39,11 @@ def stored(application: Application) -> str:
         return str(cursor.fetchone()[0])
 
 
-# 1. The key ring
+# 1. Keys
 
 
 @pytest.mark.parametrize("keys", [[], "text", ["not a key"], [None], [b"\xff"], None])
-def test_error_names_the_setting_when_keys_are_no_keys(keys: Any) -> None:
+def test_error_names_the_setting_when_keys_are_invalid(keys: Any) -> None:
     with (
         override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=keys),
         pytest.raises(ConfigurationError, match="INFUSIONSOFT_ENCRYPTION_KEYS"),
@@ -52,12 +52,12 @@ def test_error_names_the_setting_when_keys_are_no_keys(keys: Any) -> None:
 
 
 @pytest.mark.parametrize("keys", [[f" {OLD_KEY} ", ""], ["", OLD_KEY]])
-def test_spaces_and_empty_entries_around_keys_do_no_harm(keys: list[str]) -> None:
+def test_spaces_and_empty_entries_around_keys_are_ignored(keys: list[str]) -> None:
     with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=keys):
         assert make_application().client_secret == SECRET
 
 
-def test_error_says_that_no_key_is_there_when_the_list_has_only_an_empty_one() -> None:
+def test_error_says_that_the_setting_is_empty_when_all_entries_are_empty() -> None:
     with (
         override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[""]),
         pytest.raises(ConfigurationError, match="is empty"),
@@ -65,7 +65,7 @@ def test_error_says_that_no_key_is_there_when_the_list_has_only_an_empty_one() -
         get_cipher()
 
 
-def test_error_shows_no_key_when_one_of_them_is_damaged() -> None:
+def test_error_does_not_contain_a_malformed_key() -> None:
     with (
         override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[OLD_KEY[:-5]]),
         pytest.raises(ConfigurationError) as caught,
@@ -75,7 +75,7 @@ def test_error_shows_no_key_when_one_of_them_is_damaged() -> None:
     assert caught.value.__cause__ is None
 
 
-def test_first_key_writes_and_all_read_when_there_are_several() -> None:
+def test_first_key_encrypts_and_all_keys_decrypt() -> None:
     with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[OLD_KEY]):
         application = make_application()
     with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[NEW_KEY, OLD_KEY]):
@@ -86,8 +86,8 @@ def test_first_key_writes_and_all_read_when_there_are_several() -> None:
         assert Application.objects.get().client_secret == SECRET
 
 
-def test_value_is_fernet_by_the_specification() -> None:
-    """The known answer of https://github.com/fernet/spec/blob/master/verify.json."""
+def test_value_follows_the_fernet_specification() -> None:
+    """The test vector of https://github.com/fernet/spec/blob/master/verify.json."""
     key = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="
     token = (
         "gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64j"
@@ -98,16 +98,16 @@ def test_value_is_fernet_by_the_specification() -> None:
         assert field.decrypt(Ciphertext(token)) == "hello"
 
 
-# 2. Lazy
+# 2. Lazy decryption
 
 
-def test_column_holds_only_ciphertext_after_save() -> None:
+def test_column_contains_only_ciphertext_after_save() -> None:
     application = make_application()
     assert SECRET not in stored(application)
     assert get_cipher().decrypt(stored(application).encode()).decode() == SECRET
 
 
-def test_list_loads_and_only_the_attribute_raises_when_no_key_opens() -> None:
+def test_only_the_attribute_raises_when_no_key_decrypts_the_value() -> None:
     make_application()
     with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[NEW_KEY]):
         (application,) = list(Application.objects.all())
@@ -118,7 +118,7 @@ def test_list_loads_and_only_the_attribute_raises_when_no_key_opens() -> None:
             application.client_secret  # noqa: B018
 
 
-def test_error_carries_no_cause_when_no_key_opens() -> None:
+def test_error_has_no_cause_when_no_key_decrypts_the_value() -> None:
     make_application()
     with (
         override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[NEW_KEY]),
@@ -128,7 +128,7 @@ def test_error_carries_no_cause_when_no_key_opens() -> None:
     assert not isinstance(caught.value.__cause__, InvalidToken)
 
 
-def test_attribute_gives_the_text_before_and_after_loading() -> None:
+def test_attribute_returns_the_plaintext_before_and_after_loading() -> None:
     assert make_application().client_secret == SECRET
     assert Application.objects.get().client_secret == SECRET
 
@@ -139,7 +139,7 @@ def test_deferred_attribute_is_loaded_on_access() -> None:
     assert application.client_secret == SECRET
 
 
-def test_memory_holds_only_ciphertext_after_load() -> None:
+def test_instance_contains_only_ciphertext_after_loading() -> None:
     make_application()
     application = Application.objects.get()
     application.client_secret  # noqa: B018
@@ -148,7 +148,7 @@ def test_memory_holds_only_ciphertext_after_load() -> None:
     assert copy.copy(application).client_secret == SECRET
 
 
-def test_memory_holds_only_ciphertext_after_assignment() -> None:
+def test_instance_contains_only_ciphertext_after_assignment() -> None:
     application = Application(client_secret=SECRET)
     assert application.client_secret == SECRET
     assert SECRET not in repr(vars(application))
@@ -156,16 +156,16 @@ def test_memory_holds_only_ciphertext_after_assignment() -> None:
     assert SECRET.encode() not in pickle.dumps(application)
 
 
-def test_values_show_a_placeholder() -> None:
+def test_values_return_a_placeholder() -> None:
     make_application()
     (row,) = Application.objects.annotate(copied=F("client_secret")).values()
     assert [repr(row["client_secret"]), repr(row["copied"])] == ["<encrypted>", "<encrypted>"]
 
 
-# 3. Saving under a wrong key
+# 3. Saving with a wrong key
 
 
-def test_value_stays_as_it_was_when_other_columns_are_saved_under_a_wrong_key() -> None:
+def test_value_is_unchanged_when_other_columns_are_saved_with_a_wrong_key() -> None:
     application = make_application()
     before = stored(application)
     with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[NEW_KEY]):
@@ -176,7 +176,7 @@ def test_value_stays_as_it_was_when_other_columns_are_saved_under_a_wrong_key() 
     assert Application.objects.get().client_secret == SECRET
 
 
-def test_value_stays_as_it_was_when_refreshed_from_the_database() -> None:
+def test_value_is_restored_when_refreshed_from_the_database() -> None:
     application = make_application()
     application.client_secret = "forgotten"
     application.refresh_from_db()
@@ -223,31 +223,31 @@ def test_update_stores_the_value_encrypted(value: Any) -> None:
         Cast(F("name"), models.TextField()),
     ],
 )
-def test_update_refuses_what_the_database_would_compute(expression: Any) -> None:
+def test_update_rejects_database_expressions(expression: Any) -> None:
     application = make_application()
     with pytest.raises(FieldError, match="client_secret"), transaction.atomic():
         Application.objects.update(client_secret=expression)
     assert Application.objects.get(pk=application.pk).client_secret == SECRET
 
 
-def test_update_from_itself_is_refused_with_a_reason() -> None:
+def test_update_from_the_field_itself_is_rejected_with_a_reason() -> None:
     make_application()
     with pytest.raises(FieldError, match="not a database expression"):
         Application.objects.update(client_secret=F("client_secret"))
 
 
-# 5. Look-ups
+# 5. Lookups
 
 
 @pytest.mark.parametrize(
     "lookup", ["exact", "iexact", "in", "contains", "gt", "startswith", "regex", "range"]
 )
-def test_lookup_is_refused(lookup: str) -> None:
+def test_lookup_is_rejected(lookup: str) -> None:
     with pytest.raises(FieldError):
         list(Application.objects.filter(**{f"client_secret__{lookup}": [SECRET, SECRET]}))
 
 
-def test_lookup_is_refused_through_a_transform() -> None:
+def test_lookup_through_a_transform_is_rejected() -> None:
     with pytest.raises(FieldError):
         list(Application.objects.filter(client_secret__length=3))
 
@@ -260,7 +260,7 @@ def test_isnull_is_the_only_lookup() -> None:
 # 6. Dumps
 
 
-def test_dump_holds_ciphertext_and_loads_again() -> None:
+def test_dump_contains_ciphertext_and_can_be_loaded() -> None:
     application = make_application()
     dump = serializers.serialize("json", Application.objects.all())
     assert SECRET not in dump
@@ -272,20 +272,20 @@ def test_dump_holds_ciphertext_and_loads_again() -> None:
     assert Application.objects.get().client_secret == SECRET
 
 
-def test_dump_of_an_unsaved_text_holds_ciphertext() -> None:
+def test_dump_of_an_unsaved_instance_contains_ciphertext() -> None:
     assert SECRET not in serializers.serialize("json", [Application(client_secret=SECRET)])
 
 
 # 7. Forms
 
 
-def test_no_model_form_has_the_field() -> None:
+def test_model_forms_exclude_the_field() -> None:
     assert "client_secret" not in modelform_factory(Application, fields="__all__").base_fields
     with pytest.raises(FieldError):
         modelform_factory(Application, fields=["client_secret"])
 
 
-# And
+# 8. Other
 
 
 def test_empty_text_is_stored_encrypted() -> None:
@@ -294,13 +294,13 @@ def test_empty_text_is_stored_encrypted() -> None:
     assert Application.objects.get().client_secret == ""
 
 
-def test_null_stays_null() -> None:
-    field = EncryptedTextField(null=True)  # type: ignore[misc]  # the app has none
+def test_null_is_not_encrypted() -> None:
+    field = EncryptedTextField(null=True)  # type: ignore[misc]  # the app has no nullable field
     assert field.get_db_prep_value(None, connection) is None
     assert field.from_db_value(None, None, connection) is None
 
 
-def test_migrations_know_nothing_of_keys() -> None:
+def test_migrations_contain_no_keys() -> None:
     _, path, args, kwargs = EncryptedTextField("secret").deconstruct()
     assert path == "django_infusionsoft.fields.EncryptedTextField"
     assert (args, kwargs) == ([], {"verbose_name": "secret"})

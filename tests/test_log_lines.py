@@ -1,4 +1,4 @@
-"""The table of log lines in the documents tells all that is logged, at its level."""
+"""The table of log messages in the docs lists every message with its level."""
 
 import ast
 import logging
@@ -10,18 +10,19 @@ import pytest
 
 import django_infusionsoft
 from django_infusionsoft.choices import EventKind, Outcome
-from django_infusionsoft.history import LEVELS
-from django_infusionsoft.plain import one_line, quoted
+from django_infusionsoft.monitoring.history import LEVELS
+from django_infusionsoft.text import one_line, quoted
+from tests.processes import ROOT
 
 SOURCE = Path(django_infusionsoft.__file__).parent
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "monitoring.rst"
-# Whose names and levels are not in the call: the history's, and what was not even tried.
+DOCUMENT = ROOT / "docs" / "monitoring.rst"
+# Messages whose name and level are not in the call: events, and attempts that were not made.
 KINDS = {kind.value: logging.getLevelName(LEVELS.get(kind, logging.INFO)) for kind in EventKind}
 UNTRIED = {Outcome.MISCONFIGURED.value: "ERROR", Outcome.UNAVAILABLE.value: "WARNING"}
 
 
 def calls() -> Iterator[tuple[str, str]]:
-    """Yield how the logger is called, and the line's format."""
+    """Yield the logger's method and the format of every call."""
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
@@ -36,7 +37,7 @@ def calls() -> Iterator[tuple[str, str]]:
 
 
 def logged() -> dict[str, str]:
-    """Return the level of each name."""
+    """Return the level of each message in the code."""
     levels = {**KINDS, **UNTRIED}
     for method, text in calls():
         if method != "log":
@@ -44,18 +45,18 @@ def logged() -> dict[str, str]:
     return levels
 
 
-def told() -> dict[str, str]:
-    """Return the level of each name in the table."""
+def documented() -> dict[str, str]:
+    """Return the level of each message in the docs."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    table = text[text.index("Lines in the log\n") :]
+    table = text[text.index("Log messages\n") :]
     return dict(re.findall(r"^   \* - ``(\w+)``\n     - ([A-Z]+)$", table, re.MULTILINE))
 
 
-def test_table_tells_every_line_and_its_level() -> None:
-    assert told() == logged()
+def test_docs_list_every_message_and_its_level() -> None:
+    assert documented() == logged()
 
 
-def test_name_has_one_level() -> None:
+def test_every_message_has_one_level() -> None:
     found = [
         (text.split()[0], "error" if method == "exception" else method)
         for method, text in calls()
@@ -64,7 +65,7 @@ def test_name_has_one_level() -> None:
     assert len(dict(found)) == len(set(found))
 
 
-def test_names_are_single_words_and_never_put_together() -> None:
+def test_names_are_single_words_and_never_formatted() -> None:
     assert [text for method, text in calls() if method != "log" and "%" in text.split()[0]] == []
     assert [text for method, text in calls() if method == "log"] == [
         "%s credential=%s error=%s",
@@ -83,9 +84,9 @@ def test_names_are_single_words_and_never_put_together() -> None:
         (7, "7"),
     ],
 )
-def test_value_stays_one_field_of_one_line(text: object, shown: str) -> None:
+def test_quoted_value_is_one_field_on_one_line(text: object, shown: str) -> None:
     assert quoted(text) == shown
 
 
-def test_line_keeps_every_language() -> None:
+def test_one_line_keeps_non_ascii_text() -> None:
     assert one_line(" Žižek \u2028 株式会社 ") == "Žižek 株式会社"

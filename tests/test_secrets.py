@@ -1,4 +1,4 @@
-"""A credential's whole life, and no secret anywhere but in memory and in its encrypted columns."""
+"""A credential's whole life cycle: no secret outside memory and the encrypted columns."""
 
 import logging
 import pickle
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db
 
 
 def attempt(credential: Credential) -> list[str]:
-    """Refresh, and return what a log of the exception would show."""
+    """Refresh, and return all texts of the exception."""
     try:
         credential.refresh()
     except InfusionsoftError as error:
@@ -28,17 +28,17 @@ def attempt(credential: Credential) -> list[str]:
     return []
 
 
-def dump_of_the_database() -> str:
+def dump_database() -> str:
     tables = [model._meta.db_table for model in (Application, Credential, CredentialEvent)]
     rows: list[Any] = []
     with connection.cursor() as cursor:
         for table in tables:
-            cursor.execute(f"SELECT * FROM {table}")  # noqa: S608  # three names of our own
+            cursor.execute(f"SELECT * FROM {table}")  # noqa: S608  # three known table names
             rows += cursor.fetchall()
     return repr(rows)
 
 
-def test_no_secret_is_found_anywhere_after_a_whole_life(
+def test_no_text_contains_a_secret_after_a_whole_life_cycle(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("", "requests_oauthlib", "oauthlib", "urllib3", "django_infusionsoft"):
@@ -46,16 +46,16 @@ def test_no_secret_is_found_anywhere_after_a_whole_life(
     secrets = {sandbox.settings["INFUSIONSOFT_CLIENT_SECRET"]}
     shown: list[str] = []
 
-    # Connect in the browser's way
+    # Connect as in a browser
     site = Client(SERVER_NAME="localhost")
     site.force_login(User.objects.create_superuser("admin"))
-    away = site.post(reverse("django_infusionsoft:authorize"))
-    code_url = sandbox.authorize(away.headers["Location"], account="ab123")
-    back = site.get(code_url)
-    shown += [back.content.decode(), str(back.headers)]
+    redirect = site.post(reverse("django_infusionsoft:authorize"))
+    code_url = sandbox.authorize(redirect.headers["Location"], account="ab123")
+    response = site.get(code_url)
+    shown += [response.content.decode(), str(response.headers)]
     secrets.add(code_url.split("code=")[1].split("&")[0])
 
-    # Use it, and let all kinds of things go wrong
+    # Call the API, and let refreshes fail in different ways
     credential = Credential.objects.for_account("ab123")
     session = credential.session()
     shown.append(repr(session.get("v2/contacts")))
@@ -72,18 +72,18 @@ def test_no_secret_is_found_anywhere_after_a_whole_life(
         faults.drop_after(),
     ):
         if fault is not None:
-            sandbox.plan(fault, account="ab123")  # and not for a probe
+            sandbox.plan(fault, account="ab123")  # but not for a probe
         shown += attempt(credential)
         secrets |= {credential.access_token, credential.refresh_token}
     shown += attempt(credential)
 
-    # Look everywhere
+    # Collect all texts
     credential.refresh_from_db()
     shown += [repr(credential), str(credential), repr(vars(credential)), str(session.headers)]
     shown.append(serializers.serialize("json", Credential.objects.all()))
     shown.append(repr(list(Credential.objects.values())))
     shown.append(repr(pickle.dumps(credential)))
-    shown.append(dump_of_the_database())
+    shown.append(dump_database())
     for name in ("application", "credential", "credentialevent"):
         url = reverse(f"admin:django_infusionsoft_{name}_changelist")
         shown.append(site.get(url).content.decode())
@@ -93,5 +93,5 @@ def test_no_secret_is_found_anywhere_after_a_whole_life(
     assert credential.reason == "rotation_lost"
     assert len(secrets) == 8
     assert "refresh_failed" in caplog.text
-    for place, text in enumerate([caplog.text, *shown]):
-        assert not [secret for secret in secrets if secret in text], (place, text[:200])
+    for number, text in enumerate([caplog.text, *shown]):
+        assert not [secret for secret in secrets if secret in text], (number, text[:200])

@@ -1,4 +1,4 @@
-"""The German translation: complete, compiled as it stands, and what people read."""
+"""The German translation: complete, compiled, and used in pages and mails."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox
 from tests.mails import mailing_by
 from tests.support import run
-from tests.visits import APPLICATIONS, EVENTS, LIST, page, page_of
+from tests.web import APPLICATIONS, EVENTS, LIST, change_url, page
 
 PACKAGE = Path(django_infusionsoft.__file__).parent
 CATALOG = PACKAGE / "locale" / "de" / "LC_MESSAGES" / "django.po"
@@ -32,7 +32,7 @@ def entries() -> list[polib.POEntry]:
 
 
 def sentences() -> list[str]:
-    """Return the English texts that no German page can have by chance."""
+    """Return the English texts that no German page can contain by chance."""
     texts = [text for entry in entries() for text in (entry.msgid, entry.msgid_plural) if text]
     return [text for text in texts if text.count(" ") >= 2 and not PLACEHOLDER.search(text)]
 
@@ -42,7 +42,7 @@ def test_every_message_is_translated() -> None:
     assert not polib.pofile(str(CATALOG)).obsolete_entries()
 
 
-def test_translations_have_the_placeholders_of_the_messages() -> None:
+def test_translations_have_the_same_placeholders_as_the_messages() -> None:
     for entry in entries():
         pairs = [(entry.msgid, entry.msgstr_plural.get(0, entry.msgstr))]
         if entry.msgid_plural:
@@ -52,13 +52,13 @@ def test_translations_have_the_placeholders_of_the_messages() -> None:
             assert sorted(PLACEHOLDER.findall(translated)) == expected, text
 
 
-def test_compiled_catalog_is_that_of_the_source() -> None:
+def test_compiled_catalog_matches_its_source() -> None:
     compiled = polib.mofile(str(CATALOG.with_suffix(".mo")))
-    told = {each.msgid: (each.msgstr, each.msgstr_plural) for each in compiled}
-    assert told == {each.msgid: (each.msgstr, each.msgstr_plural) for each in entries()}
+    translations = {each.msgid: (each.msgstr, each.msgstr_plural) for each in compiled}
+    assert translations == {each.msgid: (each.msgstr, each.msgstr_plural) for each in entries()}
 
 
-def test_catalog_has_every_text_of_the_code(need: Need, tmp_path: Path) -> None:
+def test_catalog_contains_every_text_of_the_code(need: Need, tmp_path: Path) -> None:
     need("gettext", "" if shutil.which("xgettext") else "GNU gettext is missing")
     copy = tmp_path / "django_infusionsoft"
     shutil.copytree(PACKAGE, copy)
@@ -78,7 +78,7 @@ def test_pages_are_german(operator: Client, credential: Credential) -> None:
         page(operator, url)
         for url in (
             LIST,
-            page_of(credential),
+            change_url(credential),
             f"{LIST}{credential.pk}/disconnect/",
             APPLICATIONS,
             APPLICATIONS + "add/",
@@ -87,8 +87,8 @@ def test_pages_are_german(operator: Client, credential: Credential) -> None:
         )
     ]
     assert "Keap-Konten" in pages[0]
-    told = " ".join(pages)
-    assert [text for text in sentences() if text in told] == []
+    shown = " ".join(pages)
+    assert [text for text in sentences() if text in shown] == []
 
 
 @pytest.mark.django_db
@@ -101,14 +101,16 @@ def test_mail_is_german(
     with mailing_by(), pytest.raises(ReauthorizationRequired):
         credential.refresh()
     (mail,) = mailoutbox
-    told = f"{getattr(mail, 'subject', '')} {getattr(mail, 'body', '')}"
-    assert "Konto" in told
-    assert [text for text in sentences() if text in told] == []
+    shown = f"{getattr(mail, 'subject', '')} {getattr(mail, 'body', '')}"
+    assert "Konto" in shown
+    assert [text for text in sentences() if text in shown] == []
 
 
 @pytest.mark.django_db
 @override_settings(LANGUAGE_CODE="de")
-def test_exceptions_are_english(credential: Credential, sandbox: Sandbox) -> None:
+def test_exceptions_are_not_translated(credential: Credential, sandbox: Sandbox) -> None:
     sandbox.revoke("ab123")
-    with pytest.raises(ReauthorizationRequired, match="Keap says that the grant has ended"):
+    with pytest.raises(
+        ReauthorizationRequired, match="Keap reports that the grant is no longer valid"
+    ):
         credential.refresh()

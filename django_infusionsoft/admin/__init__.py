@@ -1,4 +1,4 @@
-"""The admin: see that all is well, connect, refresh, disconnect. No secret is ever shown."""
+"""The admin: view, connect, refresh and disconnect accounts. No secret is ever shown."""
 
 from django_infusionsoft.admin.applications import ApplicationAdmin
 from django_infusionsoft.admin.credentials import CredentialAdmin

@@ -1,6 +1,4 @@
-"""OAuth clients: are they used, and does Keap take them? A secret goes in and never comes out."""
-
-from __future__ import annotations
+"""OAuth clients: their use, and whether Keap accepts them. Secrets can be set but not read."""
 
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -9,25 +7,22 @@ from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db import router
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import NoReverseMatch
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from django_infusionsoft.admin import addresses, signs, words
+from django_infusionsoft.admin import icons, labels, links
 from django_infusionsoft.admin.filters import ApplicationFilter
-from django_infusionsoft.application_states import states
-from django_infusionsoft.choices import SETTINGS_CLIENT, Trouble
+from django_infusionsoft.choices import SETTINGS_CLIENT, BlockReason
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.models import Application, ApplicationState, Credential
+from django_infusionsoft.storage.applications import states
 
 if TYPE_CHECKING:
-    from django.db.models import QuerySet
-
     ApplicationAdminBase = admin.ModelAdmin[Application]
     ApplicationFormBase = forms.ModelForm[Application]
 else:
@@ -36,9 +31,9 @@ else:
 
 
 class ApplicationForm(ApplicationFormBase):
-    """Takes a client secret and never gives one back."""
+    """Accepts a client secret and never shows one."""
 
-    # Not by the column's name: Django refuses a field for a column that is not editable.
+    # Not the column's name: Django rejects a field for a column that is not editable.
     new_secret = forms.CharField(
         label=gettext_lazy("Client secret"),
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password", "size": 40}),
@@ -52,14 +47,16 @@ class ApplicationForm(ApplicationFormBase):
         super().__init__(*args, **kwargs)
         if self.instance.pk is not None:
             self.fields["new_secret"].required = False
-            self.fields["new_secret"].help_text = self._about_the_stored_one()
+            self.fields["new_secret"].help_text = self._stored_secret_help()
 
-    def _about_the_stored_one(self) -> str:
+    def _stored_secret_help(self) -> str:
         try:
-            self.instance.client  # noqa: B018  # whether a key opens it
+            self.instance.client  # noqa: B018  # decrypts the secret
         except ConfigurationError:
-            return _("No key of this site opens the stored secret: enter it again.")
-        return _("A secret is stored. Leave this empty to keep it.")
+            return _(
+                "No encryption key of this site can decrypt the stored secret. Enter it again."
+            )
+        return _("A secret is stored. Leave this field empty to keep it.")
 
     def clean_new_secret(self) -> str:
         secret: str = self.cleaned_data["new_secret"]
@@ -94,18 +91,17 @@ class ApplicationAdmin(ApplicationAdminBase):
         return rows.annotate(used_by=Count("credentials"))
 
     def get_fields(self, request: HttpRequest, obj: Application | None = None) -> Any:
-        may_write = obj is None or self.has_change_permission(request, obj)
-        secret = ["new_secret"] if may_write else []
-        told = [] if obj is None else ["use", "state_label"]
-        return ["name", "client_id", *secret, "is_default", *told]
+        if obj is None:
+            return ["name", "client_id", "new_secret", "is_default"]
+        secret = ["new_secret"] if self.has_change_permission(request, obj) else []
+        return ["name", "client_id", *secret, "is_default", "use", "state_label"]
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """Name what is in use, and not its credentials: there may be a hundred thousand."""
+        """List used applications as protected, without their credentials: there may be 100,000."""
         used = [each for each in objs if each.credentials.exists()]
         if not used:
             return super().get_deleted_objects(objs, request)
-        told = [f"{each}: {_use(each.credentials.count())}" for each in used]
-        return [], {}, set(), told
+        return [], {}, set(), [f"{each}: {_use(each.credentials.count())}" for each in used]
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         context = {"settings_client": self._settings_client, **(extra_context or {})}
@@ -113,7 +109,7 @@ class ApplicationAdmin(ApplicationAdminBase):
 
     @admin.display(description=gettext_lazy("default"), ordering="is_default", empty_value="")
     def default_label(self, application: Application) -> str | None:
-        # In a word: that the others are not is no fault, which a red cross would say.
+        # As a word: Django's red cross would make the others look faulty.
         return _("default") if application.is_default else None
 
     @admin.display(description=gettext_lazy("use"), ordering="used_by")
@@ -121,16 +117,16 @@ class ApplicationAdmin(ApplicationAdminBase):
         count: int = application.used_by  # type: ignore[attr-defined]  # annotated
         return self._link_to_users(count, application.pk)
 
-    @admin.display(description=gettext_lazy("at Keap"))
+    @admin.display(description=gettext_lazy("status at Keap"))
     def state_label(self, application: Application) -> str:
         return _state_label(getattr(application, "state", None))
 
     def _settings_client(self) -> dict[str, Any] | None:
-        """Return what there is to tell of the client in the settings, if there is one."""
+        """Return the page's data about the client in the settings, if there is one."""
         if not conf.CLIENT_ID:
             return None
         count = Credential.objects.filter(application=None).count()
-        # Without the columns of an application, which it has not.
+        # This client has no application to select.
         found = states(router.db_for_write(ApplicationState)).select_related(None)
         found = found.filter(application=None)
         return {
@@ -141,12 +137,11 @@ class ApplicationAdmin(ApplicationAdminBase):
 
     def _link_to_users(self, count: int, parameter: object) -> str:
         text = _use(count)
-        try:
-            url = addresses.page(self.admin_site.name, "credential_changelist")
-        except NoReverseMatch:  # a site's own choice
+        url = links.page_if_any(self.admin_site.name, "credential_changelist")
+        if not count or not url:
             return text
         query = urlencode({ApplicationFilter.parameter_name: parameter})
-        return format_html('<a href="{}?{}">{}</a>', url, query, text) if count else text
+        return format_html('<a href="{}?{}">{}</a>', url, query, text)
 
 
 def _use(count: int) -> str:
@@ -157,10 +152,10 @@ def _use(count: int) -> str:
 
 
 def _state_label(state: ApplicationState | None) -> str:
-    trouble = state.trouble if state else Trouble.NONE
-    sign = {Trouble.NONE: signs.GOOD, Trouble.REJECTED: signs.BAD}.get(
-        Trouble(trouble), signs.WAITING
+    block_reason = state.block_reason if state else BlockReason.NONE
+    icon = {BlockReason.NONE: icons.GOOD, BlockReason.REJECTED: icons.BAD}.get(
+        BlockReason(block_reason), icons.WAITING
     )
     return format_html(
-        '<span class="infusionsoft-{}">{} {}</span>', sign.tone, sign.svg, words.state(state)
+        '<span class="infusionsoft-{}">{} {}</span>', icon.tone, icon.svg, labels.state(state)
     )

@@ -1,41 +1,36 @@
-"""Accounts: the list, and the page of one. No secret is ever shown."""
-
-from __future__ import annotations
+"""Accounts: the list, and the page of each. No secret is ever shown."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.core.paginator import Paginator
 from django.db import router
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from django_infusionsoft.admin import addresses, signs, words
+from django_infusionsoft.admin import icons, labels, links
+from django_infusionsoft.admin.actions import CredentialActions
 from django_infusionsoft.admin.filters import ApplicationFilter, ConditionFilter
 from django_infusionsoft.admin.summary import Summary
-from django_infusionsoft.admin.verbs import CredentialVerbs
 from django_infusionsoft.choices import Status
-from django_infusionsoft.database import outside_atomic_requests
-from django_infusionsoft.health import Health, health_of
 from django_infusionsoft.models import Credential, CredentialEvent
+from django_infusionsoft.monitoring.health import Health, health_of
+from django_infusionsoft.storage.database import outside_atomic_requests
 
-if TYPE_CHECKING:
-    from django.core.paginator import Page
-    from django.db.models import QuerySet
-
-LINES_OF_A_PAGE: Final = 20
-# The parameter that pages through a timeline.
+LINES_PER_PAGE: Final = 20
+# The query parameter for the page of a timeline.
 PAGE: Final = "timeline"
 
 
 @admin.register(Credential)
-class CredentialAdmin(CredentialVerbs):
-    """Accounts: how they are, and what can be done."""
+class CredentialAdmin(CredentialActions):
+    """Accounts: their state, and the operations on them."""
 
     list_display = [
         "account_label",
@@ -53,7 +48,7 @@ class CredentialAdmin(CredentialVerbs):
             {
                 "fields": [
                     ("account_label", "application_label"),
-                    ("access_token_ends", "refreshed_at", "refresh_due_at"),
+                    ("access_token_expires", "refreshed_at", "refresh_due_at"),
                 ]
             },
         ),
@@ -61,15 +56,6 @@ class CredentialAdmin(CredentialVerbs):
             gettext_lazy("Authorization"),
             {"fields": [("authorized_by", "authorized_at"), ("keap_user", "keap_role")]},
         ),
-    ]
-    readonly_fields = [
-        "account_label",
-        "application_label",
-        "access_token_ends",
-        "refreshed_at",
-        "refresh_due_at",
-        "authorized_at",
-        "keap_role",
     ]
 
     class Media:
@@ -79,17 +65,17 @@ class CredentialAdmin(CredentialVerbs):
         return super().get_queryset(request).defer("access_token", "refresh_token")
 
     def get_search_fields(self, request: HttpRequest) -> list[str]:
-        person = f"authorized_by__{get_user_model().USERNAME_FIELD}"
-        return ["account", "account_name", "keap_user", person]
+        username = f"authorized_by__{get_user_model().USERNAME_FIELD}"
+        return ["account", "account_name", "keap_user", username]
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        # Nobody may delete a line of the history, but with its credential it goes.
+        # Events cannot be deleted alone, but are deleted with their credential.
         to_delete, counts, perms_needed, protected = super().get_deleted_objects(objs, request)
         return to_delete, counts, perms_needed - {CredentialEvent._meta.verbose_name}, protected
 
     @outside_atomic_requests
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        # Looked at when the page is made, and not for an action.
+        # Called by the template, and so not for an action.
         context = {"summary": self._summary, "title": _("Keap accounts"), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -99,9 +85,10 @@ class CredentialAdmin(CredentialVerbs):
         credential: Credential = context["original"]
         reconnect_url = self.reconnect_url(request, credential)
         may_refresh = self.has_refresh_permission(request) and credential.may_be_refreshed
-        timeline = _timeline(credential, request.GET.get(PAGE))
+        events = credential.events.select_related("user")
+        timeline = Paginator(events, LINES_PER_PAGE).get_page(request.GET.get(PAGE))
         context |= {
-            "headline": words.headline(
+            "headline": labels.headline(
                 credential, _health(), may_reconnect=bool(reconnect_url), may_refresh=may_refresh
             ),
             "reconnect_url": reconnect_url,
@@ -110,7 +97,7 @@ class CredentialAdmin(CredentialVerbs):
             "may_disconnect": self.has_disconnect_permission(request)
             and credential.status != Status.DISCONNECTED,
             "timeline": timeline,
-            "lines": [words.Line(event) for event in timeline],
+            "lines": [labels.Line(event) for event in timeline],
             "page_parameter": PAGE,
             "whole_history_url": self._history_url(request, credential),
         }
@@ -125,35 +112,33 @@ class CredentialAdmin(CredentialVerbs):
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def status_label(self, credential: Credential) -> str:
         condition = credential.condition
-        sign = signs.OF_CONDITIONS[condition]
+        icon = icons.OF_CONDITIONS[condition]
         return format_html(
             '<span class="infusionsoft-status infusionsoft-{}">{} {}</span>',
-            sign.tone,
-            sign.svg,
+            icon.tone,
+            icon.svg,
             condition.label,
         )
 
     @admin.display(description=gettext_lazy("expires"), ordering="expires_at")
     def expires(self, credential: Credential) -> str | None:
-        is_over = credential.status == Status.DISCONNECTED
-        return None if is_over else words.time_tag(credential.expires_at)
+        return labels.time_tag(_expires_at(credential))
 
     @admin.display(description=gettext_lazy("last refresh"), ordering="issued_at")
     def last_refresh(self, credential: Credential) -> str | None:
-        return words.time_tag(credential.issued_at)
+        return labels.time_tag(credential.issued_at)
 
     @admin.display(description=gettext_lazy("next refresh"), ordering="refresh_at")
     def next_refresh(self, credential: Credential) -> str | None:
-        return words.time_tag(credential.refresh_at)
+        return labels.time_tag(credential.refresh_at)
 
     @admin.display(description=gettext_lazy("application"), ordering="application__name")
     def application_label(self, credential: Credential) -> str:
         return str(credential.application or _("client in the settings"))
 
-    @admin.display(description=gettext_lazy("access token ends"))
-    def access_token_ends(self, credential: Credential) -> str:
-        is_over = credential.status == Status.DISCONNECTED
-        return self._moment(None if is_over else credential.expires_at)
+    @admin.display(description=gettext_lazy("access token expires"))
+    def access_token_expires(self, credential: Credential) -> str:
+        return self._moment(_expires_at(credential))
 
     @admin.display(description=gettext_lazy("last refresh"))
     def refreshed_at(self, credential: Credential) -> str:
@@ -167,34 +152,34 @@ class CredentialAdmin(CredentialVerbs):
     def authorized_at(self, credential: Credential) -> str:
         return self._moment(credential.connected_at)
 
-    @admin.display(description=gettext_lazy("rights at Keap"))
+    @admin.display(description=gettext_lazy("permissions at Keap"))
     def keap_role(self, credential: Credential) -> str:
         if credential.keap_user_is_admin is None:
             return self.get_empty_value_display()
         if credential.keap_user_is_admin:
             return _("administrator")
-        return _("not an administrator: Keap may refuse some calls")
+        return _("not an administrator: Keap may reject some calls")
 
     def _moment(self, moment: datetime | None) -> str:
-        # What a method returns for a page is shown as it is, None as "None".
-        return words.moment_label(moment) if moment else self.get_empty_value_display()
+        # On this page Django would show None as "None".
+        return labels.moment_label(moment) if moment else self.get_empty_value_display()
 
     def _summary(self) -> Summary:
         return Summary(_health(), self.admin_site.name)
 
     def _history_url(self, request: HttpRequest, credential: Credential) -> str:
-        """Return the list of the credential's events; empty where there is none to be seen."""
-        if not self.admin_site.is_registered(CredentialEvent):
+        """Return the URL of the credential's events; empty if the user cannot view them."""
+        site = self.admin_site
+        if not site.is_registered(CredentialEvent):
             return ""
-        if not self.admin_site.get_model_admin(CredentialEvent).has_view_permission(request):
+        if not site.get_model_admin(CredentialEvent).has_view_permission(request):
             return ""
-        url = addresses.page(self.admin_site.name, "credentialevent_changelist")
+        url = links.page(site.name, "credentialevent_changelist")
         return f"{url}?{urlencode({'credential__id__exact': credential.pk})}"
 
 
-def _timeline(credential: Credential, number: str | None) -> Page[CredentialEvent]:
-    events = credential.events.select_related("user")
-    return Paginator(events, LINES_OF_A_PAGE).get_page(number)
+def _expires_at(credential: Credential) -> datetime | None:
+    return None if credential.status == Status.DISCONNECTED else credential.expires_at
 
 
 def _health() -> Health:

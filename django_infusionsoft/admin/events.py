@@ -1,7 +1,5 @@
 """The history of all credentials."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
@@ -17,7 +15,7 @@ else:
 
 @admin.register(CredentialEvent)
 class CredentialEventAdmin(CredentialEventAdminBase):
-    """What happened, read-only."""
+    """The events, read-only."""
 
     list_display = [
         "created_at",

@@ -1,24 +1,20 @@
-"""What narrows the list of credentials down."""
+"""Filters of the list of credentials."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from django_infusionsoft.choices import SETTINGS_CLIENT, Condition
 from django_infusionsoft.conf import conf
 from django_infusionsoft.models import Application, Credential
-from django_infusionsoft.rows import is_in
-
-if TYPE_CHECKING:
-    from django.db.models import QuerySet
+from django_infusionsoft.storage.credentials import in_condition
 
 
 class ConditionFilter(admin.SimpleListFilter):
-    """By the word that stands in the list."""
+    """By the condition that the list shows as status."""
 
     title = _("status")
     parameter_name = "condition"
@@ -32,21 +28,21 @@ class ConditionFilter(admin.SimpleListFilter):
         value = self.value()
         if value is None or value not in Condition.values:
             return None
-        return queryset.filter(is_in(Condition(value)))
+        return queryset.filter(in_condition(Condition(value)))
 
 
 class ApplicationFilter(admin.SimpleListFilter):
-    """By the OAuth client. Shown where there are several."""
+    """By the OAuth client. Hidden unless there are several."""
 
     title = _("application")
     parameter_name = "application"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         rows = Application.objects.values_list("pk", "name").order_by("name", "pk")
-        named = [(str(pk), name) for pk, name in rows]
-        return (
-            [*named, (SETTINGS_CLIENT, _("client in the settings"))] if conf.CLIENT_ID else named
-        )
+        choices: list[tuple[str, Any]] = [(str(pk), name) for pk, name in rows]
+        if conf.CLIENT_ID:
+            choices.append((SETTINGS_CLIENT, _("client in the settings")))
+        return choices
 
     def has_output(self) -> bool:
         return len(self.lookup_choices) > 1

@@ -1,6 +1,4 @@
-"""The line above the list: how many are in each condition, what is overdue, does a worker run."""
-
-from __future__ import annotations
+"""The summary above the list: counts by condition, overdue refreshes, the worker."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,87 +8,91 @@ from urllib.parse import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from django_infusionsoft.admin import signs, words
-from django_infusionsoft.admin.addresses import page_of_application
+from django_infusionsoft.admin import icons, labels
 from django_infusionsoft.admin.filters import ConditionFilter
-from django_infusionsoft.admin.signs import Sign
+from django_infusionsoft.admin.icons import Icon
+from django_infusionsoft.admin.links import page_if_any
 from django_infusionsoft.choices import Condition
 from django_infusionsoft.conf import conf
-from django_infusionsoft.health import Health
 from django_infusionsoft.models import ApplicationState
-from django_infusionsoft.plain import distance
+from django_infusionsoft.monitoring.health import Health
+from django_infusionsoft.text import distance
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many credentials are in a condition."""
+    """The number of credentials in a condition."""
 
     condition: Condition
     count: int
 
     @property
-    def sign(self) -> Sign:
-        """The condition's, quiet where there is none."""
-        return signs.OF_CONDITIONS[self.condition]
+    def icon(self) -> Icon:
+        """The condition's icon."""
+        return icons.OF_CONDITIONS[self.condition]
 
     @property
     def query(self) -> str:
-        """What shows them in the list."""
+        """The query string that filters the list by the condition."""
         return "?" + urlencode({ConditionFilter.parameter_name: self.condition.value})
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A sentence about all of them, and where to mend it."""
+    """A sentence about all credentials, and the page to fix a problem, if any."""
 
-    sign: Sign
+    icon: Icon
     text: str
     url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What stands above the list."""
+    """The contents of the summary."""
 
     health: Health
     site_name: str
 
     @property
     def counts(self) -> list[Count]:
-        """In the order of the conditions."""
+        """One for each condition, in their order."""
         return [Count(condition, self.health.counts[condition]) for condition in Condition]
 
     @property
     def notices(self) -> Iterator[Notice]:
-        """The worst first."""
-        for state in self.health.troubles:
-            yield self._trouble(state)
+        """Problems first."""
+        for state in self.health.blocked_applications:
+            yield self._block_reason(state)
         if self.health.alive:
             yield self._worker()
             yield self._overdue()
 
-    def _trouble(self, state: ApplicationState) -> Notice:
+    def _block_reason(self, state: ApplicationState) -> Notice:
         text: Any = _("%(application)s: %(state)s") % {
             "application": state,
-            "state": words.state(state),
+            "state": labels.state(state),
         }
-        sign = signs.BAD if state in self.health.rejected else signs.WAITING
-        return Notice(sign, text, page_of_application(self.site_name, state.application_id))
+        icon = icons.BAD if state in self.health.rejected else icons.WAITING
+        pk = state.application_id  # ``None`` for the client in the settings, which has no page
+        url = page_if_any(self.site_name, "application_change", pk) if pk else ""
+        return Notice(icon, text, url)
 
     def _worker(self) -> Notice:
-        seen = words.last_run(self.health)
+        seen = labels.last_run(self.health)
         if not self.health.is_worker_late:
-            return Notice(signs.GOOD, _("The worker runs. %(seen)s") % {"seen": seen})
-        text = _("The worker does not run. %(seen)s Start the worker and beat, or cron.")
-        return Notice(signs.BAD, text % {"seen": seen})
+            return Notice(icons.GOOD, _("The worker is running. %(seen)s") % {"seen": seen})
+        text = _(
+            "The worker is not running. %(seen)s Start Celery's worker and beat, or the cron job."
+        )
+        return Notice(icons.BAD, text % {"seen": seen})
 
     def _overdue(self) -> Notice:
         if not self.health.due:
-            return Notice(signs.GOOD, _("No refresh is overdue."))
+            return Notice(icons.GOOD, _("No refresh is overdue."))
         text = ngettext(
-            "%(count)d refresh is due, for %(distance)s.",
+            "%(count)d refresh has been due for %(distance)s.",
             "%(count)d refreshes are due, the oldest for %(distance)s.",
             self.health.due,
         ) % {"count": self.health.due, "distance": distance(self.health.overdue_seconds)}
         is_late = self.health.overdue_seconds > conf.OVERDUE_SECONDS
-        return Notice(signs.BAD if is_late else signs.BUSY, text)
+        return Notice(icons.BAD if is_late else icons.BUSY, text)

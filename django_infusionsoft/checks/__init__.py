@@ -1,4 +1,4 @@
-"""System checks, by their subjects. An id is never given to a second fault: docs/checks.rst.
+"""System checks, by subject. See docs/checks.rst; ids are never reused.
 
-None asks the network, and only those of ``database`` ask the database.
+No check uses the network. Only those tagged ``database`` use the database.
 """

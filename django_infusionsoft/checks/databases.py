@@ -1,64 +1,46 @@
-"""The database: its clock, its transactions, and what it holds."""
-
-from __future__ import annotations
+"""Checks of the database: its time zone, its transactions and its contents."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.apps import apps
 from django.conf import settings
-from django.core import checks
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db import connections, router
 
+from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.checks.values import where_settings_are_valid
 from django_infusionsoft.conf import conf
-from django_infusionsoft.health import health_of
-
-if TYPE_CHECKING:
-    from django.db.models import Model
-
-
-def _model(name: str) -> type[Model]:
-    # By its name: models cannot be imported before all apps are there.
-    return apps.get_model("django_infusionsoft", name)
-
-
-def _alias() -> str:
-    return router.db_for_write(_model("Credential"))
+from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.monitoring.health import health_of
 
 
 def check_time_zones(**kwargs: Any) -> list[CheckMessage]:
-    """E005: expiry is kept as an absolute time."""
+    """E005: expiry times are stored as absolute times."""
     if settings.USE_TZ:
         return []
-    return [
-        Error(
-            "USE_TZ is off, and access tokens would seem to end at another time than they do.",
-            hint="Set USE_TZ = True, which is Django's default.",
-            id="django_infusionsoft.E005",
-        )
-    ]
+    return problem(
+        "E005",
+        "USE_TZ is off, so access tokens would seem to expire at the wrong time.",
+        "Set USE_TZ = True, which is Django's default.",
+    )
 
 
 def check_database_time_zone(**kwargs: Any) -> list[CheckMessage]:
-    """E006: stored times are compared with the database's clock, which we read in UTC."""
-    alias = _alias()
+    """E006: stored times are compared with the database's clock, which is read in UTC."""
+    alias = router.db_for_write(Credential)
     connection = connections[alias]
-    # PostgreSQL keeps times with their zone.
+    # PostgreSQL stores times with their zone.
     if connection.vendor == "postgresql" or not settings.USE_TZ or _is_utc(connection.timezone):
         return []
-    return [
-        Error(
-            f"DATABASES[{alias!r}]['TIME_ZONE'] is not UTC, and credentials would be refreshed "
-            "hours too early or too late.",
-            hint="Take it out, or set it to 'UTC'. Times that are stored already have to be "
-            "converted. Or route the models of django_infusionsoft to another database.",
-            id="django_infusionsoft.E006",
-        )
-    ]
+    return problem(
+        "E006",
+        f"DATABASES[{alias!r}]['TIME_ZONE'] is not UTC, so credentials would be refreshed "
+        "hours too early or too late.",
+        "Remove it, or set it to 'UTC', and convert the times that are already stored. "
+        "Alternatively, route the models of django_infusionsoft to another database.",
+    )
 
 
 def _is_utc(zone: tzinfo | None) -> bool:
@@ -67,65 +49,56 @@ def _is_utc(zone: tzinfo | None) -> bool:
 
 
 def check_atomic_requests(**kwargs: Any) -> list[CheckMessage]:
-    """W014: SQLite has one write lock, and a request would hold it from a second connection."""
-    alias = _alias()
+    """W014: SQLite has one write lock, and the request's transaction would hold it."""
+    alias = router.db_for_write(Credential)
     connection = connections[alias]
     if connection.vendor != "sqlite" or not connection.settings_dict["ATOMIC_REQUESTS"]:
         return []
-    return [
-        checks.Warning(
-            f"With DATABASES[{alias!r}]['ATOMIC_REQUESTS'] on SQLite no request that has written "
-            "can refresh a credential.",
-            hint="The request holds the one write lock, and the new pair is stored over a second "
-            "connection. Use atomic() around what needs it, put non_atomic_requests on views "
-            "that call Keap, or use PostgreSQL or MariaDB.",
-            id="django_infusionsoft.W014",
-        )
-    ]
+    return problem(
+        "W014",
+        f"With DATABASES[{alias!r}]['ATOMIC_REQUESTS'] on SQLite, no request that has written "
+        "can refresh a credential.",
+        "The request holds SQLite's only write lock, but the new token pair is stored "
+        "over a second connection. Use atomic() only where it is needed, apply "
+        "non_atomic_requests to views that call Keap, or use PostgreSQL or MariaDB.",
+    )
 
 
 def check_client_exists(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """W008: neither the settings nor the admin have a client. With ``--database`` only."""
+    """W008: neither the settings nor the admin have a client. Only with ``--database``."""
     names = ("INFUSIONSOFT_CLIENT_ID", "INFUSIONSOFT_CLIENT_SECRET")
     if any(getattr(settings, name, "") for name in names):
-        return []  # E003 tells where it is half of one
-    alias = router.db_for_write(_model("Application"))
+        return []  # E003 reports half a client
+    alias = router.db_for_write(Application)
     try:
-        if alias not in (databases or ()) or _has_rows(alias):
+        if alias not in (databases or ()) or Application.objects.using(alias).exists():
             return []
     except DatabaseError:  # before the first migration
         return []
-    return [
-        checks.Warning(
-            "There is no client to connect accounts with.",
-            hint="Set INFUSIONSOFT_CLIENT_ID and INFUSIONSOFT_CLIENT_SECRET, which are shown at "
-            "https://keys.developer.keap.com, or add an application in the admin.",
-            id="django_infusionsoft.W008",
-        )
-    ]
-
-
-def _has_rows(alias: str) -> bool:
-    return _model("Application")._base_manager.using(alias).exists()
+    return problem(
+        "W008",
+        "No OAuth client is configured.",
+        "Set INFUSIONSOFT_CLIENT_ID and INFUSIONSOFT_CLIENT_SECRET, which are shown at "
+        "https://keys.developer.keap.com, or add an application in the admin.",
+    )
 
 
 @where_settings_are_valid
 def check_worker(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """W009: nobody keeps the accounts connected. With ``--database`` only."""
-    alias = _alias()
+    """W009: no worker refreshes the accounts. Only with ``--database``."""
+    alias = router.db_for_write(Credential)
     try:
         if alias not in (databases or ()) or not health_of(alias).is_worker_late:
             return []
-    except DatabaseError:  # before the first migration, or the next
+    except DatabaseError:  # a migration has not been applied
         return []
-    return [
-        checks.Warning(
-            f"Accounts are connected, and no run has been seen for {conf.OVERDUE_SECONDS:g} "
-            "seconds.",
-            hint="Start Celery's worker and beat, or call `python manage.py infusionsoft_refresh` "
-            "from cron every minute or two. If that is what you do, look at what they log.",
-            id="django_infusionsoft.W009",
-        )
-    ]
+    return problem(
+        "W009",
+        f"Accounts are connected, but no run has been recorded for {conf.OVERDUE_SECONDS:g} "
+        "seconds.",
+        "Start Celery's worker and beat, or call `python manage.py "
+        "infusionsoft_refresh` from cron every minute or two. If they are already set "
+        "up, check their logs.",
+    )

@@ -1,6 +1,4 @@
-"""What is fine on a developer's machine only. Run by ``check --deploy``."""
-
-from __future__ import annotations
+"""Checks for settings that are fine on a developer's machine only (``check --deploy``)."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,52 +7,45 @@ from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage
 
+from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.checks.values import where_settings_are_valid
 from django_infusionsoft.conf import SETTINGS, conf, is_loopback
 
 
-def _leads_here(url: str) -> bool:
-    return is_loopback(urlsplit(url).hostname)
-
-
 @where_settings_are_valid
 def check_redirect_uri_is_public(**kwargs: Any) -> list[CheckMessage]:
-    """W017: people's browsers would look for the site on their own machines."""
-    if not _leads_here(conf.REDIRECT_URI):
+    """W017: users' browsers would look for the site on their own machines."""
+    if not is_loopback(urlsplit(conf.REDIRECT_URI).hostname):
         return []
-    return [
-        checks.Warning(
-            "INFUSIONSOFT_REDIRECT_URI leads to this machine.",
-            hint="Set it to the https:// address of the callback view, as people reach it.",
-            id="django_infusionsoft.W017",
-        )
-    ]
+    return problem(
+        "W017",
+        "INFUSIONSOFT_REDIRECT_URI points to this machine.",
+        "Set it to the public https:// URL of the callback view.",
+    )
 
 
 @where_settings_are_valid
 def check_redirect_uri_is_secure(**kwargs: Any) -> list[CheckMessage]:
-    """W018: behind a proxy that ends TLS, requests look like plain HTTP."""
+    """W018: behind a proxy that terminates TLS, requests look like plain HTTP."""
     if conf.REDIRECT_URI or settings.SECURE_PROXY_SSL_HEADER or settings.SECURE_SSL_REDIRECT:
         return []
-    return [
-        checks.Warning(
-            "The redirect URI may be built as http://, and then no account can be connected.",
-            hint="Set INFUSIONSOFT_REDIRECT_URI to the https:// address of the callback view, or "
-            "SECURE_PROXY_SSL_HEADER behind a proxy that ends TLS.",
-            id="django_infusionsoft.W018",
-        )
-    ]
+    return problem(
+        "W018",
+        "The redirect URI may be built with http://, and then no account can be connected.",
+        "Set INFUSIONSOFT_REDIRECT_URI to the https:// URL of the callback view, or set "
+        "SECURE_PROXY_SSL_HEADER if a proxy terminates TLS.",
+    )
 
 
 @where_settings_are_valid
 def check_endpoints_are_public(**kwargs: Any) -> list[CheckMessage]:
-    """W019: the sandbox, or another stand-in, instead of Keap."""
+    """W019: the site would use the sandbox, or something like it, instead of Keap."""
     return [
         checks.Warning(
-            f"{SETTINGS[f'INFUSIONSOFT_{name}'].name} leads to this machine, and not to Keap.",
-            hint="Take it out of the production settings: the default is Keap's own address.",
+            f"{SETTINGS[f'INFUSIONSOFT_{name}'].name} points to this machine instead of Keap.",
+            hint="Remove it from the production settings: the default is Keap's own URL.",
             id="django_infusionsoft.W019",
         )
         for name in ("AUTHORIZE_URL", "TOKEN_URL", "API_URL")
-        if _leads_here(getattr(conf, name))
+        if is_loopback(urlsplit(getattr(conf, name)).hostname)
     ]

@@ -1,7 +1,7 @@
-"""Keap on this machine: a stand-in authorization server and a slice of the API.
+"""A local stand-in for Keap: an authorization server and a small part of the API.
 
-For demos and tests. It plays what is publicly known of Keap, and switches where that is not
-sure. It has nothing to do with Keap's servers and uses no Django settings.
+For demos and tests. It simulates what is publicly known about Keap; switches change what is
+uncertain. It never contacts Keap's servers, and uses no Django settings.
 """
 
 from . import faults

@@ -1,4 +1,4 @@
-"""`python -m django_infusionsoft.sandbox`: the sandbox as a process of its own."""
+"""`python -m django_infusionsoft.sandbox`: run the sandbox as a process."""
 
 import argparse
 import signal
@@ -20,7 +20,7 @@ DEFAULT_PORT = 8765
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM; return the exit code."""
+    """Run the sandbox until SIGINT or SIGTERM; return the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     stop = threading.Event()
@@ -62,8 +62,10 @@ def _accounts(options: argparse.Namespace) -> list[Account] | None:
 
 def _introduce(sandbox: Sandbox, options: argparse.Namespace) -> None:
     if not _is_loopback(options.host):
-        warning = "Warning: others on the network can reach it, and its logins are public."
-        print(warning, file=sys.stderr)
+        print(
+            "Warning: others on the network can reach the sandbox, and its logins are public.",
+            file=sys.stderr,
+        )
     print(f"Keap sandbox, a stand-in for development: {sandbox.url}")
     for name, value in sandbox.settings.items():
         print(f'{name} = "{value}"')
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    add("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (default %(default)s)")
+    add("--port", type=int, default=DEFAULT_PORT, help="0 picks a free port (default %(default)s)")
     add("--client-id", default=Client().client_id, help="default %(default)s")
     add("--client-secret", default=Client().client_secret, help="default %(default)s")
     add(
@@ -100,28 +102,34 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="APPID[=NAME]",
-        help="an account in place of the invented ones; may be repeated",
+        help="an account to use instead of the built-in ones; may be repeated",
     )
-    add("--accounts", type=int, default=0, metavar="N", help="so many accounts, bn000000 and on")
-    add("--state-file", metavar="PATH", help="keep tokens and contacts there over restarts")
-    add("--quiet", action="store_true", help="no line per request")
+    add(
+        "--accounts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="create this many accounts, starting at bn000000",
+    )
+    add("--state-file", metavar="PATH", help="keep tokens and contacts across restarts, in a file")
+    add("--quiet", action="store_true", help="do not print a line per request")
     add(
         "--plan",
         action="append",
         default=[],
         metavar="ENDPOINT:FAULTS",
         type=_plan_line,
-        help="let all requests at an endpoint meet faults, such as refresh:latency=0.05; "
+        help="apply faults to all requests to an endpoint, such as refresh:latency=0.05; "
         f"endpoints: {', '.join(ENDPOINTS)}; faults: {', '.join(NAMED)}",
     )
-    _add_switches(parser.add_argument_group("switches: which Keap it plays"))
+    _add_switches(parser.add_argument_group("switches: which behaviour of Keap to simulate"))
     return parser
 
 
 def _plan_line(text: str) -> str:
     endpoint, _, fault = text.partition(":")
     if endpoint not in ENDPOINTS:
-        raise argparse.ArgumentTypeError(f"no endpoint {endpoint!r}")
+        raise argparse.ArgumentTypeError(f"unknown endpoint {endpoint!r}")
     try:
         named(fault)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A slice of Keap's REST API, v1 and v2 (keap-facts sections 3, 4, 6 and 7)."""
+"""A small part of Keap's REST API, v1 and v2 (keap-facts sections 3, 4, 6 and 7)."""
 
 import json
 import re
@@ -21,12 +21,12 @@ MAX_PAGE = 1000  # keap-facts section 4
 
 
 class BadRequestError(Exception):
-    """The request's parameters or body are refused; the text goes into the reply."""
+    """The request's parameters or body are invalid; the text is sent in the reply."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """An authenticated API request: whose, in which account, and the id in its path."""
+    """An authenticated API request: its user, its account, and the id in its path."""
 
     request: Request
     user: KeapUser
@@ -38,7 +38,7 @@ View = Callable[[Call], Reply]
 
 
 class Api:
-    """Answers everything under PREFIX. The gateway authenticates before it routes."""
+    """Replies to requests under PREFIX. The gateway authenticates before it routes."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -66,7 +66,7 @@ class Api:
         elif access is None:
             reply = _key_fault("Invalid Access Token", "invalid_access_token")
         else:
-            reply = _refusal(access, now) or self._route(request, access)
+            reply = _rejection(access, now) or self._route(request, access)
         grant = access.grant if access and reply.status != 401 else None
         return replace(reply, headers={**reply.headers, **self._quota.headers(now, grant)})
 
@@ -98,7 +98,7 @@ class Api:
         except BadRequestError as error:
             return _problem(call.request, 400, str(error))
 
-    # Who and where
+    # User and account
 
     def _userinfo_v1(self, call: Call) -> Reply:
         return json_reply(
@@ -161,8 +161,8 @@ class Api:
         contacts = self._state.contacts(call.account)
 
         def page(at: int) -> str:
-            # Keap gives both addresses on every page, the last one too: a client stops
-            # at an empty page (captures in public code; not in keap-facts).
+            # Keap sends both URLs on every page, including the last: a client stops at an
+            # empty page (captures in public code; not in keap-facts).
             fields = {name: value for name, value in query.items() if name != "access_token"}
             encoded = urlencode(fields | {"limit": limit, "offset": at})
             return f"http://{call.request.host}{call.request.path}?{encoded}"
@@ -178,7 +178,7 @@ class Api:
 
     def _contacts_v2(self, call: Call) -> Reply:
         query = call.request.query
-        # 0 is allowed (keap-facts section 4) and taken as "the default" here.
+        # 0 is allowed (keap-facts section 4), and means the default here.
         size = _number(query, "page_size", default=0, most=MAX_PAGE) or MAX_PAGE
         offset = _offset(query.get("page_token", ""))
         contacts = self._state.contacts(call.account)
@@ -226,14 +226,14 @@ class Api:
 
 
 def fault_reply(text: str, code: str, *, status: int = 401) -> Reply:
-    """A gateway fault (keap-facts section 7)."""
+    """Return a gateway fault (keap-facts section 7)."""
     fault = {"faultstring": text, "detail": {"errorcode": code}}
     return json_reply(
         {"fault": fault}, status=status, headers={"Content-Type": "application/json"}
     )
 
 
-def _refusal(access: AccessToken, now: float) -> Reply | None:
+def _rejection(access: AccessToken, now: float) -> Reply | None:
     if access.is_revoked or access.grant.is_revoked:
         return _key_fault("Access Token not approved", "access_token_not_approved")
     if now >= access.expires_at:
@@ -253,7 +253,7 @@ def _problem(
     details: list[dict[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """An application error: v2's shape is documented, v1's is known to have `message`."""
+    """Return an application error: v2's format is documented, v1's has `message`."""
     if not request.path.startswith("/crm/rest/v2/"):
         return json_reply({"message": message}, status=status, headers=headers)
     names = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
@@ -279,7 +279,7 @@ def _person(user: KeapUser) -> dict[str, Any]:
 
 
 def _user_number(user: KeapUser) -> int:
-    """The same for the same person in every run, so that restarts are not noticed."""
+    """Return a number derived from the email address, so that it is the same after a restart."""
     return 10_000 + crc32(user.email.encode()) % 90_000
 
 
@@ -303,4 +303,4 @@ def _offset(page_token: str) -> int:
         _, _, offset = urlsafe_b64decode(page_token).decode("ascii").partition("offset:")
         return int(offset)
     except (Base64Error, UnicodeDecodeError, ValueError):
-        raise BadRequestError("page_token is not one of this list.") from None
+        raise BadRequestError("page_token does not belong to this list.") from None

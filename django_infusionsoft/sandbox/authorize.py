@@ -1,7 +1,7 @@
 """GET and POST /app/oauth/authorize: login, choice of account, consent, redirect.
 
-keap-facts section 1; RFC 6749 section 4.1.1 to 4.1.2.1. Each form posts to the address it
-came from, so nothing but the login is remembered; a script may post all fields at once.
+keap-facts section 1; RFC 6749 section 4.1.1 to 4.1.2.1. Each form posts to its own URL, so only
+the login is stored. A script may post all fields at once.
 """
 
 import re
@@ -19,12 +19,12 @@ PATH = "/app/oauth/authorize"
 LOGINS_SHOWN = 12
 ACCOUNTS_AS_BUTTONS = 12
 
-# Django's test client calls itself by this name; it never leaves the process.
+# The host name of Django's test client, whose requests never leave the process.
 DJANGO_TEST_HOST = "testserver"
 
 
 class AuthorizePage:
-    """Answers the browser at PATH."""
+    """Replies to browsers at PATH."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -36,21 +36,21 @@ class AuthorizePage:
             return self._back(request, error)
         if request.method == "POST":
             if is_from_elsewhere(request):
-                message = "The form was sent by a page of another site."
+                message = "The form was submitted from another site."
                 return error_page("Not accepted", message, status=403)
             return self._post(request)
         user = self._state.logged_in(self._login_cookie(request))
         return self._account_page(request, user) if user else self._login_page(request)
 
     def _client_problem(self, request: Request) -> str:
-        """Say why the browser must not be sent back (RFC 6749 4.1.2.1), or ''."""
+        """Return why the browser must not be redirected (RFC 6749 section 4.1.2.1), or ''."""
         query = request.query
         client_id, redirect_uri = query.get("client_id", ""), query.get("redirect_uri", "")
         if query.repeated:
-            return f"Sent more than once: {', '.join(sorted(query.repeated))}."
+            return f"Repeated parameters: {', '.join(sorted(query.repeated))}."
         if client_id not in self._state.clients:
             known = ", ".join(self._state.clients)
-            return f"There is no client {client_id!r} here. The sandbox knows: {known}."
+            return f"Unknown client {client_id!r}. Known: {known}."
         if not redirect_uri:
             return "redirect_uri is missing."
         return redirect_uri_problem(redirect_uri, self._state.switches.redirect_uri)
@@ -67,7 +67,7 @@ class AuthorizePage:
         user = self._state.users.get(form["email"].strip())
         given = form.get("password", "").encode()
         if user is None or not compare_digest(user.password.encode(), given):
-            return self._login_page(request, "This email and password don't go together.")
+            return self._login_page(request, "The email and password do not match.")
         headers = self._login_header(request, self._state.log_in(user))
         if form.keys() & {"account", "decision"}:
             return self._decide(request, user, headers)
@@ -106,7 +106,7 @@ class AuthorizePage:
         return _redirect(redirect_uri, fields)
 
     def _back(self, request: Request, error: tuple[str, str]) -> Reply:
-        """Go back with an error: no evidence how Keap does it, so as RFC 6749 4.1.2.1 says."""
+        """Redirect with an error, as in RFC 6749 section 4.1.2.1: Keap's behaviour is unknown."""
         fields = {"error": error[0], "error_description": error[1]}
         if "state" in request.query:
             fields["state"] = request.query["state"]
@@ -165,29 +165,29 @@ class AuthorizePage:
         return request.cookie(cookie_name(request))
 
     def _login_header(self, request: Request, value: str) -> dict[str, str]:
-        # Lax: the first visit comes from the site that connects; a form that another site
-        # posts comes without the cookie.
+        # Lax: the client's site links to the first page. A form posted by another site is sent
+        # without the cookie.
         attributes = "Path=/; HttpOnly; SameSite=Lax"
         return {"Set-Cookie": f"{cookie_name(request)}={value}; {attributes}"}
 
 
 def cookie_name(request: Request) -> str:
-    """Name the login cookie by port: a browser shares cookies between ports of a host."""
+    """Return a name with the port: browsers share cookies between the ports of a host."""
     port = re.sub(r"\D", "", request.host.rpartition(":")[2])
     return f"keap_sandbox_login_{port or '80'}"
 
 
 def redirect_uri_problem(redirect_uri: str, rule: str) -> str:
-    """Say what is wrong with a redirect URI under a rule of the redirect_uri switch, or ''."""
+    """Return why a value of the redirect_uri switch forbids the redirect URI, or ''."""
     if not redirect_uri.isascii() or re.search(r"[\x00-\x20\x7f\\]", redirect_uri):
-        return "redirect_uri has characters that belong percent-encoded."
+        return "redirect_uri contains characters that must be percent-encoded."
     try:
         parts = urlsplit(redirect_uri)
         host = parts.hostname or ""
     except ValueError:
         return "redirect_uri is not a URI."
     if parts.scheme not in ("http", "https") or not host:
-        return "redirect_uri is not an absolute http or https address."
+        return "redirect_uri is not an absolute http or https URL."
     if parts.fragment or "#" in redirect_uri:
         return "redirect_uri has a fragment (RFC 6749 section 3.1.2)."
     if parts.scheme == "http" and rule == "https":
@@ -207,7 +207,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _request_error(request: Request) -> tuple[str, str] | None:
-    """Check what RFC 6749 4.1.2.1 reports to the callback. Both have Keap's defaults."""
+    """Return an error for the callback (RFC 6749 section 4.1.2.1), as code and description.
+
+    Both parameters have Keap's defaults.
+    """
     if request.query.get("response_type", "code") != "code":
         return "unsupported_response_type", "response_type must be code"
     if request.query.get("scope", "full") != "full":

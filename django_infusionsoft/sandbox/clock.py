@@ -1,4 +1,4 @@
-"""The sandbox's clock, which a test can move."""
+"""The sandbox's clock, which tests can move."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Epoch seconds from `source`, plus what `advance` has added."""
+    """Returns epoch seconds: those of `source`, plus the seconds added by `advance`."""
 
     def __init__(self, source: Callable[[], float] = time.time) -> None:
         self._source = source

@@ -1,4 +1,4 @@
-"""Contacts of an account, and how each version of the API writes them."""
+"""Contacts of an account, and their formats in each version of the API."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,9 +19,9 @@ class Contact:
 
     @classmethod
     def made_of(cls, fields: Mapping[str, Any], *, number: int, created_at: float) -> Self:
-        """Read a create request's body, v1 or v2.
+        """Return a contact from the body of a create request, v1 or v2.
 
-        ValueError when it has no email address, phone number or postal address.
+        :raises ValueError: it has no email address, phone number or postal address.
         """
         emails = _texts(fields.get("email_addresses"), "email")
         phones = _texts(fields.get("phone_numbers"), "number")

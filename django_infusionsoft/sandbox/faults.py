@@ -1,7 +1,7 @@
-"""What can go wrong between a client and Keap, by name, and when it is to happen.
+"""Faults: what can go wrong between a client and Keap.
 
-Faults are values; `a | b` is both. A test scripts them (`sandbox.plan(drop_after())`), a
-single request asks for them (`X-Sandbox-Fault: latency=2, drop-after`).
+Faults are values; `a | b` combines two. Tests plan them (`sandbox.plan(drop_after())`), and a
+request can ask for them (`X-Sandbox-Fault: latency=2, drop-after`).
 """
 
 import threading
@@ -20,11 +20,11 @@ JsonEdit = Callable[[dict[str, Any]], object]
 
 
 class Gate:
-    """Holds replies until it is released, so that a test owns the moment.
+    """Holds requests until a test releases it.
 
-    A gate at `before` holds a request that has arrived and changed nothing yet; one at
-    `after` holds a request that has been processed (the refresh token is spent) and whose
-    reply has not been sent. Once released it stays open.
+    A gate at `before` holds a request that has arrived but not been processed. A gate at `after`
+    holds a request that has been processed (the refresh token is used) before its reply is sent.
+    Once released, a gate stays open.
     """
 
     def __init__(self, where: Literal["before", "after"] = "after") -> None:
@@ -35,28 +35,28 @@ class Gate:
         self._condition = threading.Condition()
 
     def release(self) -> None:
-        """Let the held requests go on, and all later ones pass."""
+        """Let held and later requests pass."""
         with self._condition:
             self._is_open = True
             self._condition.notify_all()
 
     def wait_until_arrived(self, count: int = 1, *, timeout: float = 10) -> None:
-        """Wait for `count` requests to have come here; TimeoutError after `timeout` seconds."""
+        """Wait until `count` requests have arrived; TimeoutError after `timeout` seconds."""
         self._wait(lambda: self._arrived >= count, f"{count} to arrive", timeout)
 
     def wait_until_processed(self, count: int = 1, *, timeout: float = 10) -> None:
-        """Wait for `count` requests to be processed; TimeoutError after `timeout` seconds."""
+        """Wait until `count` requests are processed; TimeoutError after `timeout` seconds."""
         self._wait(lambda: self._processed >= count, f"{count} to be processed", timeout)
 
     def pass_before(self) -> None:
-        """Count an arrival and hold it there if that is where this gate stands."""
+        """Count an arrived request, and hold it if the gate is at `before`."""
         with self._condition:
             self._arrived += 1
             self._condition.notify_all()
             self._condition.wait_for(lambda: self._is_open or self.where != "before")
 
     def pass_after(self) -> None:
-        """Count a processed request and hold it there if that is where this gate stands."""
+        """Count a processed request, and hold it if the gate is at `after`."""
         with self._condition:
             self._processed += 1
             self._condition.notify_all()
@@ -71,10 +71,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class Fault:
-    """One way for a request to go wrong; make it with the functions of this module.
+    """A fault of a request; create it with the functions of this module.
 
-    Times in seconds. Without `reply` the request gets its true reply. A fault's `reply`
-    stands in for it, unprocessed unless `is_processed`.
+    Times are in seconds. A `reply` replaces the normal reply; the request is then only processed
+    with `is_processed`.
     """
 
     names: tuple[str, ...] = ()
@@ -90,13 +90,13 @@ class Fault:
     drip_bytes: int = 1
 
     def __or__(self, other: "Fault") -> "Fault":
-        """Return both faults as one; where both say something, `other` has its way."""
-        said = {
+        """Return both faults combined; `other` wins where both set the same field."""
+        changes = {
             each.name: getattr(other, each.name)
             for each in fields(Fault)
             if getattr(other, each.name) != each.default
         }
-        return replace(self, **{**said, "names": self.names + other.names})
+        return replace(self, **{**changes, "names": self.names + other.names})
 
     def __str__(self) -> str:
         return ", ".join(self.names)
@@ -111,7 +111,7 @@ def latency(seconds: float) -> Fault:
 
 
 def latency_after(seconds: float) -> Fault:
-    """Process (spend the refresh token), then wait before the reply."""
+    """Process (use up the refresh token), then wait before the reply."""
     return Fault(("latency-after",), latency_after=seconds)
 
 
@@ -126,12 +126,12 @@ def drop_before(*, is_reset: bool = False) -> Fault:
 
 
 def drop_after(*, is_reset: bool = False) -> Fault:
-    """Process (spend the refresh token), then close the connection without a reply."""
+    """Process (use up the refresh token), then close the connection without a reply."""
     return Fault(("drop-after",), drop="after", is_reset=is_reset)
 
 
 def drop_midway(*, is_reset: bool = False) -> Fault:
-    """Process (spend the refresh token), then close in the middle of the reply's body."""
+    """Process (use up the refresh token), then close in the middle of the reply's body."""
     return Fault(("drop-midway",), drop="midway", is_reset=is_reset)
 
 
@@ -148,9 +148,9 @@ def answer(
     is_processed: bool = False,
     name: str = "answer",
 ) -> Fault:
-    """Send this reply in place of the true one; a dict is sent as JSON.
+    """Send this reply instead of the normal one; a dict is sent as JSON.
 
-    `is_processed`: the refresh token or code is spent all the same.
+    `is_processed`: the request is processed all the same (the refresh token or code is used).
     """
     if isinstance(body, dict):
         reply = json_reply(body, status=status, headers=headers)
@@ -161,12 +161,12 @@ def answer(
 
 
 def edited(edit: JsonEdit) -> Fault:
-    """Change the true JSON reply: `edit` gets its dict, and changes it or returns another."""
+    """Change the normal JSON reply: `edit` gets its dict, and changes it or returns another."""
     return Fault(("edited",), edit=edit)
 
 
 def throttled(retry_after: float | None = None) -> Fault:
-    """429, quota shape (keap-facts section 6)."""
+    """429 of the quota (keap-facts section 6)."""
     content = {
         "code": "429",
         "message": "Quota Exceeded",
@@ -178,7 +178,7 @@ def throttled(retry_after: float | None = None) -> Fault:
 
 
 def spike(retry_after: float | None = None) -> Fault:
-    """429, spike arrest shape (keap-facts section 6)."""
+    """429 of the spike arrest (keap-facts section 6)."""
     rate = (
         "MessageRate{messagesPerPeriod=25, periodInMicroseconds=1000000, maxBurstMessageCount=2.0}"
     )
@@ -224,7 +224,7 @@ def empty(status: int = 200) -> Fault:
 
 
 def html() -> Fault:
-    """200 with an HTML page where JSON belongs."""
+    """200 with an HTML page instead of JSON."""
     return Fault(("html",), reply=_error_page(200, "Scheduled maintenance"))
 
 
@@ -257,12 +257,15 @@ _TAKES_NUMBER = _NEEDS_NUMBER | {"empty", "error-503", "spike", "throttled"}
 
 
 def named(text: str) -> Fault:
-    """Read faults by name, such as `latency=0.05, drop-after`; ValueError says what is known."""
+    """Return faults by name, such as `latency=0.05, drop-after`.
+
+    :raises ValueError: a name is unknown, or its number is missing or invalid.
+    """
     fault = NO_FAULT
     for each in text.split(","):
         name, has_number, number = each.strip().partition("=")
         if name not in NAMED:
-            raise ValueError(f"There is no fault {name!r}. Known: {', '.join(NAMED)}.")
+            raise ValueError(f"Unknown fault {name!r}. Known: {', '.join(NAMED)}.")
         if bool(has_number) and name not in _TAKES_NUMBER:
             raise ValueError(f"Fault {name} takes no number.")
         if not has_number and name in _NEEDS_NUMBER:

@@ -1,7 +1,7 @@
-"""The sandbox's front page: what it is, who can log in, and which grants are alive.
+"""The sandbox's home page: its URLs, its logins, and the live grants.
 
-Its "Revoke" button does what a person does in Keap under API Settings, Third-Party
-Authorizations (keap-facts 2.5).
+Its "Revoke" button does what Keap does under API Settings, Third-Party Authorizations
+(keap-facts 2.5).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ GRANTS_SHOWN = 100
 
 
 class HomePage:
-    """Answers the browser at PATH."""
+    """Replies to browsers at PATH."""
 
     def __init__(self, state: State, addresses: Mapping[str, str]) -> None:
         self._state = state
@@ -51,7 +51,7 @@ class HomePage:
 
     def _revoke(self, request: Request) -> Reply:
         if is_from_elsewhere(request):
-            message = "The form was sent by a page of another site."
+            message = "The form was submitted from another site."
             return error_page("Not accepted", message, status=403)
         self._state.revoke(request.form.get("revoke", ""))
         return Reply(303, {"Location": PATH, "Cache-Control": "no-store"})

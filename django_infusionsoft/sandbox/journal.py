@@ -1,4 +1,4 @@
-"""What was asked of the token endpoint, in order."""
+"""The requests at the token endpoint, in order."""
 
 import threading
 from collections import Counter, deque
@@ -9,7 +9,7 @@ KEPT_REQUESTS = 200_000
 
 
 def fingerprint(secret: str) -> str:
-    """Return 12 hex digits that name a secret without revealing it; '' for ''."""
+    """Return 12 hex digits that identify a secret without revealing it; '' for ''."""
     return sha256(secret.encode()).hexdigest()[:12] if secret else ""
 
 
@@ -18,10 +18,10 @@ class TokenRequest:
     """One request at the token endpoint.
 
     `at`: epoch seconds of its arrival by the sandbox's clock. `outcome`: `issued`,
-    `rotated`, `rotated_in_grace`, a refusal such as `invalid_refresh_token`, or
-    `not_processed` when a fault answered in the endpoint's place. `is_replay`: the refresh
-    token had been spent before. `status`: as sent, 0 when no reply was sent.
-    `is_delivered`: the reply was written to the socket whole.
+    `rotated`, `rotated_in_grace`, an error such as `invalid_refresh_token`, or
+    `not_processed` if a fault replaced the endpoint. `is_replay`: the refresh token had been
+    used before. `status`: as sent; 0 if no reply was sent. `is_delivered`: the whole reply was
+    written to the socket.
     """
 
     number: int
@@ -38,12 +38,12 @@ class TokenRequest:
 
     @property
     def fingerprint(self) -> str:
-        """Name the presented refresh token without revealing it."""
+        """Identifies the presented refresh token without revealing it."""
         return fingerprint(self.refresh_token)
 
 
 class Journal:
-    """The last KEPT_REQUESTS token requests, and counters over all of them."""
+    """The last KEPT_REQUESTS token requests, and counts of all of them."""
 
     def __init__(self) -> None:
         self._requests: deque[TokenRequest] = deque(maxlen=KEPT_REQUESTS)
@@ -53,7 +53,7 @@ class Journal:
         self._lock = threading.Lock()
 
     def add(self, entry: TokenRequest) -> None:
-        """Give `entry` its number and keep it."""
+        """Number the entry, and store it."""
         with self._lock:
             self._count += 1
             entry.number = self._count

@@ -1,4 +1,4 @@
-"""A parsed request in, a reply value out: no sockets here."""
+"""Parsed requests and replies as values, without sockets."""
 
 import json
 from collections.abc import Mapping
@@ -28,22 +28,15 @@ class Request:
         return urlsplit(self.target).path
 
     @cached_property
-    def query_string(self) -> str:
-        return urlsplit(self.target).query
-
-    @cached_property
     def query(self) -> "Fields":
-        return Fields(self.query_string)
-
-    @cached_property
-    def is_form(self) -> bool:
-        content_type = self.headers.get("content-type", "")
-        return content_type.partition(";")[0].strip().lower() == FORM
+        return Fields(urlsplit(self.target).query)
 
     @cached_property
     def form(self) -> "Fields":
-        """The body's fields; empty when the body is not declared as a form."""
-        return Fields(self.body.decode("utf-8", "replace") if self.is_form else "")
+        """The body's fields; empty if its Content-Type is not that of a form."""
+        content_type = self.headers.get("content-type", "").partition(";")[0]
+        is_form = content_type.strip().lower() == FORM
+        return Fields(self.body.decode("utf-8", "replace") if is_form else "")
 
     @cached_property
     def host(self) -> str:
@@ -58,7 +51,7 @@ class Request:
 
 
 class Fields(dict[str, str]):
-    """Decoded form or query fields, first value wins; `repeated` names those sent twice."""
+    """Decoded form or query fields with their first values; `repeated` names repeated ones."""
 
     def __init__(self, encoded: str) -> None:
         super().__init__()
@@ -72,7 +65,7 @@ class Fields(dict[str, str]):
 
 @dataclass(frozen=True)
 class Reply:
-    """One HTTP reply. Content-Length is added on the wire unless `headers` has its own."""
+    """One HTTP reply. Content-Length is added when it is sent, unless `headers` contains it."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +86,7 @@ def json_reply(
     headers: Mapping[str, str] | None = None,
     is_pretty: bool = False,
 ) -> Reply:
-    """A JSON reply: compact, or indented as the Apigee gateway writes its token errors."""
+    """Return a JSON reply: compact, or indented like the Apigee gateway's token errors."""
     layout: dict[str, Any] = {"indent": 2} if is_pretty else {"separators": (",", ":")}
     body = json.dumps(content, **layout).encode()
     return Reply(status, {"Content-Type": JSON, **(headers or {})}, body)

@@ -1,4 +1,4 @@
-"""Who is at the stand-in: Keap users, their accounts, and the OAuth client. All invented."""
+"""Keap users, their accounts, and the OAuth client of the sandbox. All are invented."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Account:
-    """One Keap tenant. `contacts` are (given name, family name, email) to begin with."""
+    """One Keap tenant. `contacts`: the initial ones, as (given name, family name, email)."""
 
     app_id: str
     name: str = ""
@@ -24,7 +24,7 @@ class Account:
 
 @dataclass(frozen=True)
 class KeapUser:
-    """A person who logs in at the stand-in and may connect any of `accounts`."""
+    """A user who can log in to the sandbox and connect any of `accounts`."""
 
     email: str
     accounts: tuple[Account, ...]
@@ -40,7 +40,7 @@ class KeapUser:
 
 @dataclass(frozen=True)
 class Client:
-    """The application registered at the developer portal."""
+    """An OAuth client, registered at the developer portal."""
 
     client_id: str = "sandbox-client"
     client_secret: str = field(default="sandbox-secret", repr=False)
@@ -67,6 +67,6 @@ DEFAULT_USERS = (
 
 
 def one_user(accounts: Iterable[Account | str]) -> tuple[KeapUser]:
-    """Return a single user who owns all of `accounts` (app ids or Account values)."""
+    """Return a single user with all of `accounts` (app ids or Account values)."""
     owned = tuple(Account(each) if isinstance(each, str) else each for each in accounts)
     return (KeapUser("ana@example.test", owned),)

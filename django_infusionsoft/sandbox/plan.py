@@ -1,10 +1,10 @@
-"""Which requests meet which fault: the script of a test."""
+"""The plan of faults: which requests get which fault."""
 
 import threading
 from dataclasses import dataclass
 from typing import get_args
 
-from .faults import NO_FAULT, Endpoint, Fault
+from .faults import NO_FAULT, Endpoint, Fault, Gate
 
 ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 
@@ -24,10 +24,11 @@ class _Line:
 
 
 class Plan:
-    """Lines in order; a request takes the first that fits, which is then used up by one."""
+    """Lines in order; a request gets the fault of the first that matches, and uses it once."""
 
     def __init__(self) -> None:
         self._lines: list[_Line] = []
+        self._gates: list[Gate] = []
         self._lock = threading.Lock()
 
     def add(
@@ -40,14 +41,16 @@ class Plan:
     ) -> None:
         if endpoint not in ENDPOINTS:
             known = ", ".join(ENDPOINTS)
-            raise ValueError(f"There is no endpoint {endpoint!r}. Known: {known}.")
+            raise ValueError(f"Unknown endpoint {endpoint!r}. Known: {known}.")
         if times is not None and times < 1:
-            raise ValueError(f"times is 1 or more, or None for always, not {times}.")
+            raise ValueError(f"times must be 1 or more, or None for always, not {times}.")
         with self._lock:
             self._lines.append(_Line(fault, endpoint, account, times))
+            if fault.gate is not None:
+                self._gates.append(fault.gate)
 
     def take(self, endpoint: str, account: str) -> Fault:
-        """Return the fault for a request; NO_FAULT when no line fits."""
+        """Return the fault for a request; NO_FAULT if no line matches."""
         if not self._lines:
             return NO_FAULT
         with self._lock:
@@ -63,6 +66,12 @@ class Plan:
     def clear(self) -> None:
         with self._lock:
             self._lines.clear()
+
+    def release_gates(self) -> None:
+        """Release every gate that was planned, including those of used lines."""
+        with self._lock:
+            for gate in self._gates:
+                gate.release()
 
     def __len__(self) -> int:
         return len(self._lines)

@@ -21,7 +21,7 @@ class Quota:
         self._lock = threading.Lock()
 
     def headers(self, now: float, grant: Grant | None) -> dict[str, str]:
-        """Count one request and return its headers; blank values for a refused one."""
+        """Count one request, and return its headers, with blank values if it is unauthorized."""
         if self._switches.quota_headers == "off":
             return {}
         names = self._blank_names()

@@ -1,4 +1,4 @@
-"""From a request to the endpoint that answers it, and the name that a plan knows it by."""
+"""The routes: the endpoint for each request, and its name in a plan."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,7 @@ from .state import State
 
 
 class Routes:
-    """All endpoints over one state. No sockets: a request in, a reply out."""
+    """All endpoints of one state. Takes requests and returns replies, without sockets."""
 
     def __init__(self, state: State, journal: Journal, addresses: Mapping[str, str]) -> None:
         self._state = state
@@ -31,7 +31,7 @@ class Routes:
         return "authorize" if request.path == authorize.PATH else "page"
 
     def account(self, request: Request) -> str:
-        """Return the app id that a token or API request is about; '' when none is known."""
+        """Return the app id of a token or API request; '' if it is unknown."""
         if is_token_request(request):
             form = request.form
             return self._state.account_behind(form.get("refresh_token") or form.get("code", ""))
@@ -39,7 +39,7 @@ class Routes:
         return self._state.account_behind(access_token)
 
     def answer(self, request: Request, entry: TokenRequest | None) -> Reply:
-        """Process a request. `entry` is the journal's record of a token request."""
+        """Process a request. `entry`: the journal's entry for a token request."""
         if entry is not None:
             return self.token_endpoint.answer(request, entry)
         if request.path.startswith(api.PREFIX):

@@ -1,4 +1,4 @@
-"""The sandbox as one object: start it, script it, look inside."""
+"""The sandbox as one object: start it, plan faults, inspect it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +8,7 @@ from urllib.parse import urlencode, urlsplit
 
 from . import authorize, storage, token_endpoint
 from .clock import Clock
+from .exchange import Shared
 from .faults import Endpoint, Fault, Gate, hold, named
 from .journal import Journal, TokenRequest
 from .messages import FORM, Request
@@ -25,13 +26,14 @@ class Sandbox:
         with Sandbox() as sandbox, override_settings(**sandbox.settings):
             ...
 
-    `port` 0 takes a free one. `accounts` gives one Keap user all of these accounts (app ids
-    or Account values), `users` says everything; without either, two invented users have
-    three accounts. `clients`: the first one is in `settings`. `state_file` keeps tokens and
-    contacts over restarts, for demos. `access_log` gets a line per request, without secrets.
+    `port` 0 chooses a free port. `accounts` (app ids or Account values) all belong to one Keap
+    user; `users` defines the users with their accounts. By default, two invented users have
+    three accounts. `settings` contains the first of `clients`. `state_file` keeps tokens and
+    contacts across restarts, for demos. `access_log` is called with a line for each request,
+    without secrets.
 
-    The listening socket is bound at once, so that `url` is known before `start`; OSError
-    when the port is taken. Every method is safe from any thread.
+    The listening socket is bound immediately, so that `url` is known before `start`; OSError if
+    the port is in use. All methods are thread-safe.
     """
 
     def __init__(
@@ -48,20 +50,20 @@ class Sandbox:
         access_log: AccessLog | None = None,
     ) -> None:
         if accounts is not None and users is not None:
-            raise ValueError("Give accounts or users, not both: users bring their accounts.")
-        everybody = one_user(accounts) if accounts is not None else users or DEFAULT_USERS
+            raise ValueError("Pass accounts or users, not both: users come with their accounts.")
+        all_users = one_user(accounts) if accounts is not None else users or DEFAULT_USERS
         self.switches = switches or Switches()
         self.clock = clock or Clock()
         self._clients = tuple(clients)
         self._journal = Journal()
         self._plan = Plan()
         self._state = State(
-            clients=self._clients, users=everybody, switches=self.switches, clock=self.clock
+            clients=self._clients, users=all_users, switches=self.switches, clock=self.clock
         )
         self._host = host
         self._addresses: dict[str, str] = {}
         self._routes = Routes(self._state, self._journal, self._addresses)
-        self._server = Server(self._routes, self._plan, host, port, access_log)
+        self._server = Server(Shared(self._routes, self._plan), host, port, access_log)
         self._addresses |= {
             "Authorize": self.authorize_url,
             "Token": self.token_url,
@@ -71,7 +73,7 @@ class Sandbox:
             self._attach(Path(state_file))
 
     def _attach(self, state_file: Path) -> None:
-        # After the port is ours: whoever has it may be writing to this file.
+        # After the port is bound: another sandbox on it may be writing to this file.
         try:
             storage.attach(self._state, state_file)
         except BaseException:
@@ -79,11 +81,11 @@ class Sandbox:
             raise
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to reply."""
         self._server.start()
 
     def stop(self) -> None:
-        """Close all connections and end all threads, held replies too. For good."""
+        """Close all connections and end all threads, including held requests. Permanent."""
         self._server.stop()
 
     def __enter__(self) -> Self:
@@ -98,7 +100,7 @@ class Sandbox:
     ) -> None:
         self.stop()
 
-    # Where it is
+    # URLs and settings
 
     @property
     def port(self) -> int:
@@ -125,9 +127,9 @@ class Sandbox:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Django settings that point at this sandbox, for `override_settings(**…)`.
+        """Django settings that point to this sandbox, for `override_settings(**…)`.
 
-        They lift the ceiling of refreshes per second: here nobody cuts off who asks quickly.
+        They remove the limit of refreshes per second, which the sandbox does not have.
         """
         client = self._clients[0]
         return {
@@ -157,12 +159,12 @@ class Sandbox:
         times: int | None = 1,
         account: str | None = None,
     ) -> None:
-        """Let the next `times` fitting requests meet `fault` (None: all, until cleared).
+        """Apply `fault` to the next `times` matching requests (None: to all, until cleared).
 
         `fault` is a value of the faults module or text such as `"latency=2, drop-after"`.
-        `endpoint` `token` means refreshes and exchanges. `account` narrows it to one app id.
-        Lines are taken in the order in which they were planned. A request that asks for a
-        fault itself (`X-Sandbox-Fault`) leaves the plan alone.
+        `endpoint` `token` means refreshes and exchanges. `account` limits it to one app id.
+        Faults are applied in the order in which they were planned. A request that asks for a
+        fault itself (`X-Sandbox-Fault`) does not use up a planned one.
         """
         value = named(fault) if isinstance(fault, str) else fault
         self._plan.add(value, endpoint=endpoint, times=times, account=account)
@@ -175,16 +177,16 @@ class Sandbox:
         times: int | None = 1,
         account: str | None = None,
     ) -> Gate:
-        """Plan a gate: fitting requests wait there, before or after their processing."""
+        """Plan a gate: matching requests wait there, before or after they are processed."""
         gate = Gate(where)
         self.plan(hold(gate), endpoint=endpoint, times=times, account=account)
         return gate
 
     def clear_plan(self) -> None:
-        """Forget what is planned and not yet met."""
+        """Remove all planned faults."""
         self._plan.clear()
 
-    # What happened
+    # The journal
 
     @property
     def token_requests(self) -> list[TokenRequest]:
@@ -192,12 +194,12 @@ class Sandbox:
         return self._journal.requests()
 
     def presentations(self, refresh_token: str) -> int:
-        """Return how often a refresh token has arrived here, whatever came of it."""
+        """Return how often a refresh token has been presented, with any outcome."""
         return self._journal.presentations(refresh_token)
 
     @property
     def replays(self) -> int:
-        """How many times a refresh token was presented that had already been spent."""
+        """How many times a used refresh token was presented."""
         return self._journal.replays()
 
     @property
@@ -205,12 +207,12 @@ class Sandbox:
         """Grants that can still be refreshed, with their newest refresh token."""
         return self._state.live_grants()
 
-    # What a person does
+    # Actions of Keap's users
 
     def issue(self, account: str, *, client_id: str | None = None) -> dict[str, Any]:
-        """Make a grant without the browser and return the token endpoint's reply for it.
+        """Create a grant without a browser, and return the token endpoint's reply for it.
 
-        `account` is an app id; ValueError when the sandbox has no such account.
+        `account` is an app id; ValueError if the sandbox has no such account.
         """
         user = self._state.owner_of(account)
         client = client_id or self._clients[0].client_id
@@ -218,15 +220,15 @@ class Sandbox:
         return self._routes.token_endpoint.success_body(pair)
 
     def revoke(self, account: str) -> int:
-        """End the account's grants, as a person does in Keap's API Settings; return how many.
+        """Revoke the account's grants, as a user does in Keap's API Settings; return how many.
 
-        Refreshes then fail, and the API says that the access token is not approved.
+        Refreshes then fail, and the API replies that the access token is not approved.
         """
         self._state.owner_of(account)
         return self._state.revoke(account)
 
     def revoke_access_tokens(self, account: str) -> int:
-        """End the account's access tokens but not its grants; return how many."""
+        """Revoke the account's access tokens but not its grants; return how many."""
         self._state.owner_of(account)
         return self._state.revoke_access_tokens(account)
 
@@ -237,10 +239,10 @@ class Sandbox:
         account: str | None = None,
         decision: Literal["allow", "deny"] = "allow",
     ) -> str:
-        """Walk the sandbox's pages for an authorization URL; return the callback URL.
+        """Submit the sandbox's forms for an authorization URL, and return the callback URL.
 
-        `account` is the app id to connect, the first one by default. ValueError when the
-        page would show an error in place of leading back.
+        `account` is the app id to connect, by default the first. ValueError if the page would
+        show an error instead of redirecting.
         """
         app_id = account or self.accounts[0].app_id
         user = self._state.owner_of(app_id)
@@ -258,6 +260,8 @@ class Sandbox:
         request = Request("POST", target, headers, urlencode(form).encode())
         reply = self._routes.answer(request, None)
         if not reply.location:
-            problem = reply.headers.get("X-Sandbox-Error", "Nothing leads back from here.")
-            raise ValueError(f"The sandbox's authorize page stays: {problem}")
+            problem = reply.headers.get(
+                "X-Sandbox-Error", "This page does not redirect back to the site."
+            )
+            raise ValueError(f"The sandbox's authorization page did not redirect: {problem}")
         return reply.location

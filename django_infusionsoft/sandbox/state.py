@@ -1,4 +1,4 @@
-"""What the stand-in remembers: codes, grants, token pairs, contacts. One lock guards it all."""
+"""The sandbox's state: codes, grants, token pairs, contacts. One lock protects it."""
 
 import secrets
 import threading
@@ -16,21 +16,21 @@ ACCESS_TOKEN_LENGTH = 28  # keap-facts, "two gateway eras": Apigee's lengths
 REFRESH_TOKEN_LENGTH = 32
 CODE_LENGTH = 24
 
-# Apigee forgets expired access tokens after a while and then calls them invalid
-# (keap-facts section 7). How long is not published; a day is our guess.
+# Apigee deletes expired access tokens after some time, and then calls them invalid
+# (keap-facts section 7). The time is not published; a day is a guess.
 EXPIRED_ACCESS_TOKEN_KEPT_SECONDS = 86_400
 
 
 def random_text(length: int) -> str:
-    """Return `length` letters and digits that nobody can guess."""
+    """Return `length` random letters and digits, safe for secrets."""
     text = ""
-    while len(text) < length:  # twice in ten million times; far cheaper than secrets.choice
+    while len(text) < length:  # repeats once in 5,000,000 calls; far cheaper than choice()
         text = secrets.token_urlsafe(length).replace("-", "").replace("_", "")
     return text[:length]
 
 
 class RefusedError(Exception):
-    """The token endpoint refuses; `outcome` says why, in the words of TokenRequest."""
+    """The token endpoint rejects the request; `outcome` is that of TokenRequest."""
 
     def __init__(self, outcome: str, *, account: str = "", is_replay: bool = False) -> None:
         super().__init__(outcome)
@@ -41,9 +41,9 @@ class RefusedError(Exception):
 
 @dataclass(slots=True)
 class Grant:
-    """One person's consent: this client may use this account. Times are epoch seconds.
+    """A user's consent that a client may use an account. Times are epoch seconds.
 
-    `refresh_token` is the newest one and the only one that works (but for a grace period).
+    `refresh_token` is the newest, and the only valid one (except in a grace period).
     """
 
     client_id: str
@@ -84,7 +84,7 @@ class Code:
 
 @dataclass(frozen=True)
 class TokenPair:
-    """What a successful call at the token endpoint hands out; the life is in seconds."""
+    """The result of a successful request at the token endpoint; `expires_in` is in seconds."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
@@ -94,10 +94,9 @@ class TokenPair:
 
 
 class State:
-    """All that is in memory. Public methods are safe from any thread.
+    """The state in memory. Public methods are thread-safe.
 
-    `on_change` is called, with the lock held, after each change and before anybody can
-    be told of it.
+    `on_change` is called after each change, with the lock held, before any reply is sent.
     """
 
     def __init__(
@@ -127,10 +126,10 @@ class State:
         self._access_tokens: dict[str, AccessToken] = {}
         self._contacts: dict[str, list[Contact]] = {}
 
-    # People
+    # Users
 
     def log_in(self, user: KeapUser) -> str:
-        """Return the value of a cookie that stands for `user` from now on."""
+        """Return the value of a new login cookie for `user`."""
         with self.lock:
             cookie = random_text(REFRESH_TOKEN_LENGTH)
             self._logins[cookie] = user.email
@@ -144,12 +143,12 @@ class State:
         return self.users.get(self._logins.get(cookie, ""))
 
     def owner_of(self, app_id: str) -> KeapUser:
-        """Return the first user who has the account; ValueError when there is none."""
+        """Return the first user with the account; ValueError if there is none."""
         try:
             return self.users[self._owners[app_id]]
         except KeyError:
             known = ", ".join(list(self.accounts)[:20])
-            message = f"No account {app_id!r} at the sandbox. It has: {known}."
+            message = f"Unknown account {app_id!r}. Known: {known}."
             raise ValueError(message) from None
 
     # Codes and grants
@@ -159,14 +158,14 @@ class State:
     ) -> str:
         with self.lock:
             now = self.clock.now()
-            self._forget_codes(now)
+            self._delete_expired_codes(now)
             code = random_text(CODE_LENGTH)
             expires_at = now + self.switches.code_seconds
             self._codes[code] = Code(client_id, user.email, account, redirect_uri, expires_at)
             return code
 
     def exchange(self, code: str, *, client_id: str, redirect_uri: str) -> TokenPair:
-        """Spend a code, once. Only a successful exchange spends it (assumed)."""
+        """Exchange a code. Only a successful exchange uses it up (assumed)."""
         with self.lock:
             known = self._codes.get(code)
             if known is None or known.client_id != client_id:
@@ -179,7 +178,7 @@ class State:
             return self.grant(client_id, known.email, known.account)
 
     def grant(self, client_id: str, email: str, account: Account) -> TokenPair:
-        """Begin a new grant and return its first pair."""
+        """Create a grant, and return its first token pair."""
         with self.lock:
             now = self.clock.now()
             if self.switches.new_grant_revokes_older:
@@ -193,9 +192,9 @@ class State:
             return self._new_pair(grant, now)
 
     def rotate(self, refresh_token: str, *, client_id: str) -> TokenPair:
-        """Spend a refresh token, once, and return the next pair (keap-facts 2.5).
+        """Use up a refresh token, and return the next token pair (keap-facts 2.5).
 
-        Whoever comes second is refused, however close behind.
+        A second request with the same refresh token is rejected, even a simultaneous one.
         """
         with self.lock:
             now = self.clock.now()
@@ -221,7 +220,7 @@ class State:
         return self._access_tokens.get(access_token)
 
     def account_behind(self, secret: str) -> str:
-        """Return the app id behind a code, refresh token or access token; '' if unknown."""
+        """Return the app id of a code, refresh token or access token; '' if unknown."""
         if found := self._refresh_tokens.get(secret) or self._access_tokens.get(secret):
             return found.grant.account.app_id
         code = self._codes.get(secret)
@@ -233,14 +232,14 @@ class State:
             return [grant for grant in self._all_grants() if grant.is_live(now)]
 
     def revoke(self, app_id: str) -> int:
-        """End every live grant of an account; return how many there were."""
+        """Revoke every live grant of an account; return how many there were."""
         with self.lock:
             now = self.clock.now()
             grants = self._grants.get(app_id, ())
             return self._revoke(grant for grant in grants if grant.is_live(now))
 
     def revoke_access_tokens(self, app_id: str) -> int:
-        """End the account's unexpired access tokens, not its grants; return how many."""
+        """Revoke the account's unexpired access tokens, not its grants; return how many."""
         with self.lock:
             count = sum(map(self._revoke_access_tokens, self._grants.get(app_id, ())))
             self.on_change()
@@ -258,28 +257,28 @@ class State:
 
     def _revoke_access_tokens(self, grant: Grant) -> int:
         now = self.clock.now()
-        ended = 0
+        count = 0
         for access_token in grant.access_tokens:
             known = self._access_tokens[access_token]
-            ended += now < known.expires_at and not known.is_revoked
+            count += now < known.expires_at and not known.is_revoked
             known.is_revoked = True
-        return ended
+        return count
 
     def _new_pair(self, grant: Grant, now: float, *, is_in_grace: bool = False) -> TokenPair:
-        self._forget_access_tokens(now)
+        self._delete_expired_access_tokens(now)
         access_token = random_text(ACCESS_TOKEN_LENGTH)
         refresh_token = random_text(REFRESH_TOKEN_LENGTH)
-        life = self.switches.access_token_seconds
-        self._access_tokens[access_token] = AccessToken(grant, now + life)
+        lifetime = self.switches.access_token_seconds
+        self._access_tokens[access_token] = AccessToken(grant, now + lifetime)
         grant.access_tokens.add(access_token)
         grant.refresh_token = refresh_token
         grant.refresh_expires_at = now + self.switches.refresh_token_seconds
         self._refresh_tokens[refresh_token] = RefreshToken(grant, grant.refresh_expires_at)
         self.on_change()
-        return TokenPair(access_token, refresh_token, life, grant.account, is_in_grace)
+        return TokenPair(access_token, refresh_token, lifetime, grant.account, is_in_grace)
 
-    def _forget_access_tokens(self, now: float) -> None:
-        # Oldest first, so that each new pair pays for one or two old ones.
+    def _delete_expired_access_tokens(self, now: float) -> None:
+        # Oldest first, so that each new token pair removes one or two old ones.
         while self._access_tokens:
             oldest, known = next(iter(self._access_tokens.items()))
             if now < known.expires_at + EXPIRED_ACCESS_TOKEN_KEPT_SECONDS:
@@ -287,7 +286,7 @@ class State:
             del self._access_tokens[oldest]
             known.grant.access_tokens.discard(oldest)
 
-    def _forget_codes(self, now: float) -> None:
+    def _delete_expired_codes(self, now: float) -> None:
         for code in [each for each, known in self._codes.items() if now >= known.expires_at]:
             del self._codes[code]
 
@@ -299,7 +298,7 @@ class State:
             return list(self._contacts_of(account))
 
     def add_contact(self, account: Account, fields: Mapping[str, Any]) -> Contact:
-        """Keep a new contact under the account's next id."""
+        """Store a new contact with the account's next id."""
         with self.lock:
             contacts = self._contacts_of(account)
             number = contacts[-1].number + 1 if contacts else 1
@@ -317,12 +316,12 @@ class State:
             ]
         return self._contacts[account.app_id]
 
-    # Over restarts
+    # Restarts
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what a restart needs, as plain JSON values.
+        """Return the state for a restart, as JSON values.
 
-        Left out: logins, pending codes, and tokens that no longer work.
+        Without logins, pending codes, and tokens that are no longer valid.
         """
         with self.lock:
             now = self.clock.now()
@@ -347,20 +346,20 @@ class State:
                         }
                     )
             contacts = {
-                app_id: [each.as_json() for each in kept]
-                for app_id, kept in self._contacts.items()
+                app_id: [each.as_json() for each in stored]
+                for app_id, stored in self._contacts.items()
             }
             return {"grants": grants, "contacts": contacts}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Take a snapshot up again; accounts that no longer exist are passed over."""
+        """Restore a snapshot; accounts that no longer exist are skipped."""
         with self.lock:
             for saved in snapshot["grants"]:
                 account = self.accounts.get(saved["account"])
                 if account is not None:
                     self._restore_grant(saved, account)
-            for app_id, kept in snapshot["contacts"].items():
-                self._contacts[app_id] = [Contact.from_json(each) for each in kept]
+            for app_id, saved in snapshot["contacts"].items():
+                self._contacts[app_id] = [Contact.from_json(each) for each in saved]
 
     def _restore_grant(self, saved: Mapping[str, Any], account: Account) -> None:
         grant = Grant(

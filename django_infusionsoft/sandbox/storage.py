@@ -1,4 +1,4 @@
-"""Keep the state in a file, so that a restarted sandbox knows its connections."""
+"""Stores the state in a file, so that a restarted sandbox has its grants."""
 
 import json
 import os
@@ -11,13 +11,13 @@ VERSION = 1
 
 
 class StateFileError(Exception):
-    """The state file cannot be read or is not one."""
+    """The state file cannot be read or written, or has another format."""
 
 
 def attach(state: State, path: Path) -> None:
-    """Load `path` if it is there, and write it anew at every change of `state`.
+    """Load `path` if it exists, and write it after every change of `state`.
 
-    The file is written whole each time: fit for a demo, not for thousands of grants.
+    The whole file is written each time, which suits a demo but not thousands of grants.
     """
     if not path.parent.is_dir():
         raise StateFileError(f"{path} cannot be written: {path.parent} is not a directory.")
@@ -40,8 +40,8 @@ def _load(state: State, path: Path) -> None:
 
 def _save(state: State, path: Path) -> None:
     content = json.dumps({"version": VERSION, **state.snapshot()}, indent=1)
-    # mkstemp makes the file 0600. No fsync: a rename survives the end of this process,
-    # and a lost sandbox is no loss when the whole machine went down.
+    # mkstemp creates the file with mode 0600. No fsync: a rename survives the end of this process,
+    # and losing a sandbox's state in a system crash does no harm.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

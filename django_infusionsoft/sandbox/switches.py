@@ -1,4 +1,4 @@
-"""Which Keap the sandbox plays: every behaviour that its public facts leave open."""
+"""Switches for every behaviour of Keap that is not publicly known."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,45 +12,45 @@ def _switch(default: Any, text: str) -> Any:
 class Switches:
     """Behaviours that can be changed while the sandbox runs (keap-facts section 12).
 
-    Assigning a value that a switch doesn't know raises ValueError. Each assignment is
-    atomic; a request that is being answered may see the old or the new value.
+    Assigning an invalid value raises ValueError. Each assignment is atomic; a request in progress
+    may use the old or the new value.
     """
 
-    access_token_seconds: float = _switch(86_400, "life of an access token, seconds")
-    refresh_token_seconds: float = _switch(45 * 86_400, "life of a refresh token, seconds")
-    code_seconds: float = _switch(600, "life of an authorization code, seconds (our guess)")
+    access_token_seconds: float = _switch(86_400, "lifetime of an access token, in seconds")
+    refresh_token_seconds: float = _switch(45 * 86_400, "lifetime of a refresh token, in seconds")
+    code_seconds: float = _switch(600, "lifetime of an authorization code, in seconds (our guess)")
     refresh_error: Literal["apigee", "mashery", "fault", "empty", "html"] = _switch(
-        "apigee", "shape of the 400 for a dead refresh token"
+        "apigee", "format of the HTTP 400 response to an invalid refresh token"
     )
     error_layout: Literal["pretty", "compact"] = _switch(
-        "pretty", "layout of token errors: pretty is Apigee's, compact Mashery's"
+        "pretty", "layout of token errors: pretty is Apigee's, compact is Mashery's"
     )
     refresh_grace_seconds: float = _switch(
-        0, "how long a used refresh token still earns another pair, seconds"
+        0, "how long a used refresh token still yields another token pair, in seconds"
     )
     refresh_revokes_access_tokens: bool = _switch(
-        False, "a refresh ends the grant's older access tokens at once"
+        False, "a refresh revokes the grant's older access tokens immediately"
     )
     new_grant_revokes_older: bool = _switch(
-        False, "a new grant ends older ones of the same user, client and account"
+        False, "a new grant revokes older ones of the same user, client and account"
     )
     refresh_client_auth: Literal["basic", "body", "either"] = _switch(
-        "basic", "where a refresh must carry the client's id and secret"
+        "basic", "where a refresh request must carry the client id and secret"
     )
     redirect_uri: Literal["loopback", "https", "any"] = _switch(
-        "loopback", "which redirect URIs are allowed: loopback is https or http on loopback"
+        "loopback", "allowed redirect URIs: loopback allows https, and http on loopback hosts"
     )
     callback: Literal["redirect", "deny", "never"] = _switch(
-        "redirect", "what follows Allow: the callback, access_denied, or no way back"
+        "redirect", "what follows “Allow”: the callback, access_denied, or no redirect at all"
     )
     callback_scope: bool = _switch(True, "send scope=full|<account> to the callback")
     token_scope: Literal["account", "full", "absent"] = _switch(
-        "account", "scope in token replies: full|<account>, full, or none"
+        "account", "scope in token responses: full|<account>, full, or none"
     )
     tenant_id: Literal["bare", "host", "absent"] = _switch(
         "bare", "tenant_id in v2 userinfo: ab123, ab123.infusionsoft.com, or none"
     )
-    query_access_token: bool = _switch(False, "accept ?access_token= at the API")
+    query_access_token: bool = _switch(False, "accept ?access_token= in API requests")
     quota_headers: Literal["piped", "scalar", "off"] = _switch(
         "piped", "x-keap-* headers: tenant family as minute|day, as scalars, or none at all"
     )
@@ -58,13 +58,13 @@ class Switches:
     def __setattr__(self, name: str, value: object) -> None:
         expected = _hints().get(name)
         if expected is None:
-            raise AttributeError(f"There is no switch {name!r}. Known: {', '.join(_hints())}.")
+            raise AttributeError(f"Unknown switch {name!r}. Known: {', '.join(_hints())}.")
         if problem := _problem(expected, value):
             raise ValueError(f"Switch {name} {problem}, not {value!r}.")
         super().__setattr__(name, value)
 
     def reset(self) -> None:
-        """Put every switch back to its default."""
+        """Reset every switch to its default."""
         for each in fields(self):
             setattr(self, each.name, each.default)
 
@@ -81,8 +81,8 @@ _HINTS: dict[str, Any] = {}
 def _problem(expected: Any, value: object) -> str:
     if get_origin(expected) is Literal:
         choices = get_args(expected)
-        return "" if value in choices else f"is one of {', '.join(choices)}"
+        return "" if value in choices else f"must be one of {', '.join(choices)}"
     if expected is bool:
-        return "" if isinstance(value, bool) else "is True or False"
+        return "" if isinstance(value, bool) else "must be True or False"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "" if is_number and value >= 0 else "is a number of seconds, 0 or more"  # type: ignore[operator]
+    return "" if is_number and value >= 0 else "must be a number of seconds, 0 or more"  # type: ignore[operator]

@@ -13,8 +13,8 @@ from .state import RefusedError, State, TokenPair
 
 PATH = "/token"
 
-# outcome: (status, error, error_description), from keap-facts section 2.3. Assumed, with no
-# source: unsupported_grant_type and a repeated parameter (RFC 6749 sections 5.2 and 3.2).
+# outcome: (status, error, error_description), from keap-facts section 2.3. Two are assumed:
+# unsupported_grant_type and repeated_parameter (RFC 6749 sections 5.2 and 3.2).
 ERRORS = {
     "grant_type_missing": (400, "invalid_request", "response_type or grant_type is required"),
     "unsupported_grant_type": (400, "unsupported_grant_type", "Unsupported grant type"),
@@ -32,7 +32,7 @@ DEAD_REFRESH_TOKEN = ("invalid_refresh_token", "refresh_token_expired")
 
 
 class TokenEndpoint:
-    """Turns codes and refresh tokens into pairs, and writes down who asked."""
+    """Exchanges codes and refresh tokens for token pairs, and records the requests."""
 
     def __init__(self, state: State, journal: Journal) -> None:
         self._state = state
@@ -43,16 +43,16 @@ class TokenEndpoint:
         }
 
     def answer(self, request: Request, entry: TokenRequest) -> Reply:
-        """Process a request; `entry` gets its outcome and its place in the journal."""
-        # Under the state's lock, so that the journal's order is the order of processing.
+        """Process a request, and add its entry with the outcome to the journal."""
+        # With the state's lock, so that the journal has the order of processing.
         with self._state.lock:
             try:
                 pair = self._pair(request)
-            except RefusedError as refused:
-                entry.outcome, entry.is_replay = refused.outcome, refused.is_replay
-                entry.account = refused.account or entry.account
+            except RefusedError as error:
+                entry.outcome, entry.is_replay = error.outcome, error.is_replay
+                entry.account = error.account or entry.account
                 self._journal.add(entry)
-                return self._refusal(request, refused.outcome)
+                return self._error_reply(request, error.outcome)
             entry.account = pair.account.app_id
             entry.is_replay = pair.is_in_grace
             rotated = "rotated_in_grace" if pair.is_in_grace else "rotated"
@@ -61,16 +61,16 @@ class TokenEndpoint:
         return json_reply(self.success_body(pair), headers=NO_STORE)
 
     def note_unprocessed(self, entry: TokenRequest) -> None:
-        """Write down a request that a fault kept from being processed."""
+        """Record a request that was not processed because of a fault."""
         self._journal.add(entry)
 
     def success_body(self, pair: TokenPair) -> dict[str, Any]:
-        """The five fields of keap-facts 2.2."""
-        life = pair.expires_in
+        """Return the five fields of keap-facts 2.2."""
+        lifetime = pair.expires_in
         body = {
             "access_token": pair.access_token,
             "token_type": "bearer",
-            "expires_in": int(life) if life == int(life) else life,
+            "expires_in": int(lifetime) if lifetime == int(lifetime) else lifetime,
             "refresh_token": pair.refresh_token,
         }
         scopes = {"account": f"full|{pair.account.host}", "full": "full"}
@@ -79,7 +79,7 @@ class TokenEndpoint:
         return body
 
     def entry(self, request: Request) -> TokenRequest:
-        """Begin the record of a request that has just arrived."""
+        """Return the entry for a request that has just arrived."""
         form = request.form
         basic = _basic(request)
         refresh_token = form.get("refresh_token", "")
@@ -122,8 +122,8 @@ class TokenEndpoint:
     def _client_id(self, request: Request, where: str) -> str:
         """Return the authenticated client's id (keap-facts 2.1).
 
-        `where` says which of Basic and the body must be there. A second copy in the
-        other place is accepted, but has to be right too.
+        `where` says whether HTTP Basic or the body must contain the credentials. A second copy in
+        the other place is accepted if it is correct, too.
         """
         form = request.form
         has_body = "client_secret" in form
@@ -143,10 +143,10 @@ class TokenEndpoint:
             raise RefusedError("invalid_client")
         return client.client_id
 
-    def _refusal(self, request: Request, outcome: str) -> Reply:
+    def _error_reply(self, request: Request, outcome: str) -> Reply:
         shape = self._state.switches.refresh_error
         if outcome in DEAD_REFRESH_TOKEN and shape != "apigee":
-            return _odd_refusal(shape)
+            return _other_error_reply(shape)
         status, error, description = ERRORS[outcome]
         headers = dict(NO_STORE)
         if status == 401 and "authorization" in request.headers:
@@ -160,7 +160,7 @@ class TokenEndpoint:
 
 
 def _basic(request: Request) -> tuple[str, str] | None:
-    """Return id and secret from HTTP Basic: standard base64, no form encoding inside."""
+    """Return id and secret from HTTP Basic: standard base64, without form encoding."""
     scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -172,8 +172,8 @@ def _basic(request: Request) -> tuple[str, str] | None:
     return client_id, client_secret
 
 
-def _odd_refusal(shape: str) -> Reply:
-    """A dead refresh token in another era's or a broken shape (keap-facts 2.3)."""
+def _other_error_reply(shape: str) -> Reply:
+    """Return the error for an invalid refresh token in another format (keap-facts 2.3)."""
     if shape == "mashery":
         content = {"error": "invalid_grant", "error_description": "Invalid refresh token"}
         return json_reply(content, status=400, headers=NO_STORE)

@@ -1,4 +1,4 @@
-"""The whole way on one machine, without an account at Keap: ``python -m example_project.demo``."""
+"""A demo on one machine, without an account at Keap: ``python -m example_project.demo``."""
 
 import os
 

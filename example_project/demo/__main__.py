@@ -1,4 +1,4 @@
-"""``python -m example_project.demo``: a site, Keap's stand-in and a worker on this machine."""
+"""``python -m example_project.demo``: run the sandbox, the example site and a worker."""
 
 import argparse
 import os
@@ -24,14 +24,14 @@ from .walk import KEAP_USER, Walk
 SITE_PORT: Final = 8000
 SANDBOX_PORT: Final = 8765
 STOP_SIGNALS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-LOOK_SECONDS: Final = 0.3
+CHECK_SECONDS: Final = 0.3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     options = _parser().parse_args(arguments)
-    os.umask(0o077)  # secrets are among the data
-    if "TOX_ENV_NAME" in os.environ:  # tox, when it is killed, leaves its commands running
+    os.umask(0o077)  # the data contains secrets
+    if "TOX_ENV_NAME" in os.environ:  # if tox is killed, its commands keep running
         tether(os.getppid())
     try:
         with _interrupted_by_signals():
@@ -53,20 +53,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="walk the whole way without a person, on data of its own, and exit",
+        help="run all steps automatically on separate data, and exit",
     )
     parser.add_argument(
         "--folder",
         type=Path,
         default=ROOT / ".demo",
-        help="where the data is kept for the next start (default %(default)s)",
+        help="folder for the data, which the next start uses again (default %(default)s)",
     )
     return parser
 
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let the first signal that asks us to stop raise KeyboardInterrupt, and ignore the rest."""
+    """Raise KeyboardInterrupt on the first of the stop signals, and ignore the others."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in STOP_SIGNALS:
@@ -107,29 +107,29 @@ def _introduce(demo: Demo, folder: Folder) -> None:
    Log in   {site.ADMIN} / {demo.admin_password}
 2. Press    Connect a Keap account, and on the next page: Continue to Keap
    Sign in  {KEAP_USER.email} / {KEAP_USER.password}
-   This is the sandbox, which plays Keap here: {demo.plan.sandbox_url}
-3. Choose an account and allow. You are back in the admin, and it is connected.
+   This is the sandbox, which simulates Keap: {demo.plan.sandbox_url}
+3. Choose an account and allow access. Back in the admin, it is connected.
 
-Its access tokens live {demo.plan.access_token_seconds:.0f} seconds. Wait, and see below how the \
-worker refreshes
-them, and in the admin how expiry and history change. Revoke the grant on the sandbox's
-own page, and see what the admin says after the next refresh.
+Its access tokens are valid for {demo.plan.access_token_seconds:.0f} seconds. Wait, and watch the \
+worker refresh
+them below, and the expiry and the history change in the admin. Revoke the grant on the
+sandbox's page, and see what the admin shows after the next refresh.
 
-Data and logs are in {folder.path}. Remove it to begin anew.
-Ctrl-C stops everything; what tox says of it then is only the Ctrl-C.
+Data and logs are in {folder.path}. Delete it to start again.
+Ctrl-C stops everything. If tox then reports an error, it is only the Ctrl-C.
 """)
 
 
 def _report(demo: Demo) -> None:
-    """Print what the app logs, until a signal or a process that ends."""
+    """Print the app's log lines, until a signal arrives or a process ends."""
     with closing(Tail(demo.site.log)) as site_log, closing(Tail(demo.worker.log)) as worker_log:
         while True:
-            for line in site_log.news():
+            for line in site_log.new_lines():
                 print(f"site    {line}")
-            for line in worker_log.news():
+            for line in worker_log.new_lines():
                 print(f"worker  {line}")
             demo.processes.raise_if_one_ended()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
 
 
 def _check() -> int:
@@ -143,7 +143,7 @@ def _check() -> int:
         print("Starting the sandbox, the site and its worker.")
         with running(Folder(Path(name)), plan) as demo:
             _walk(demo)
-    print("The whole way works, and everything is stopped.")
+    print("All steps succeeded, and everything is stopped.")
     return 0
 
 
@@ -151,10 +151,10 @@ def _walk(demo: Demo) -> None:
     steps = Walk(demo).steps
     for number, (title, step) in enumerate(steps, start=1):
         try:
-            seen = step()
+            result = step()
         except Exception as error:
             raise DemoError(f"Step {number} of {len(steps)} failed, {title}: {error}") from error
-        print(f"{number:2}. {title}: {seen}")
+        print(f"{number:2}. {title}: {result}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What ends a demo early."""
+"""The error that ends a demo."""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why and what to do."""
+    """The demo cannot continue; the message says why and what to do."""

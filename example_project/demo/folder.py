@@ -1,4 +1,4 @@
-"""Where a demo keeps its data, so that the next one finds it."""
+"""The folder with the demo's data, which the next demo uses again."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from .errors import DemoError
 
 @dataclass(frozen=True)
 class Secrets:
-    """Made once. Without the encryption key the stored credentials could not be read again."""
+    """Created once: the stored credentials cannot be decrypted with another encryption key."""
 
     admin_password: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     encryption_key: str = field(default_factory=lambda: Fernet.generate_key().decode())
@@ -24,7 +24,7 @@ class Secrets:
 
 
 class Folder:
-    """The demo's data on disk, for its owner's eyes only."""
+    """The demo's data on disk, readable only for its owner."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,38 +39,38 @@ class Folder:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def forget_schedule(self) -> None:
-        """Remove what beat remembers: another version of Python may not be able to read it."""
+        """Delete beat's schedule, which another version of Python may not be able to read."""
         for file in self.path.glob(f"{self.schedule.name}*"):
             file.unlink()
 
     def secrets(self) -> Secrets:
-        """Return the secrets of the first start, or make them.
+        """Return the secrets of the first start, or create them.
 
-        :raises DemoError: where the file cannot be understood.
+        :raises DemoError: the file is invalid.
         """
         try:
             return Secrets(**json.loads(self._secrets.read_text()))
         except FileNotFoundError:
-            return self._make_secrets()
+            return self._create_secrets()
         except (TypeError, ValueError) as error:
             raise DemoError(
                 f"{self._secrets} cannot be read ({error}). "
-                f"Remove the folder {self.path} to begin anew."
+                f"Delete the folder {self.path} to start again."
             ) from error
 
-    def _make_secrets(self) -> Secrets:
-        made = Secrets()
+    def _create_secrets(self) -> Secrets:
+        secrets = Secrets()
         draft = self._secrets.with_suffix(".draft")
         draft.touch(mode=0o600)
-        draft.write_text(json.dumps(asdict(made)))
+        draft.write_text(json.dumps(asdict(secrets)))
         draft.replace(self._secrets)
-        return made
+        return secrets
 
     @contextmanager
     def only_user(self) -> "Iterator[TextIO]":
-        """Hold the folder for this process; yield a file in which to say where the demo is.
+        """Lock the folder for this process; yield the lock file, for the demo's URL.
 
-        :raises DemoError: while another demo runs on the folder.
+        :raises DemoError: another demo is using the folder.
         """
         with self._lock.open("a+") as lock:
             try:

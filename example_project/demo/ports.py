@@ -6,17 +6,17 @@ LOOPBACK = "127.0.0.1"
 
 
 def choose(preferred: int, name: str) -> int:
-    """Return ``preferred``, or where something listens there a free port, and say so."""
+    """Return the preferred port; if it is in use, print a message and return a free one."""
     if _is_free(preferred):
         return preferred
     port = any_free()
-    print(f"Port {preferred} is taken, so the {name} gets port {port}.")
+    print(f"Port {preferred} is in use, so the {name} uses port {port}.")
     return port
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as listener:
-        # As servers do: connections of the last run that are still closing are no obstacle.
+        # As servers do: ignore connections of the last run that are still closing.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((LOOPBACK, port))

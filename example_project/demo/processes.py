@@ -1,4 +1,4 @@
-"""The demo's processes: started together, watched, and stopped together."""
+"""The demo's processes: started, monitored and stopped together."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ STOP_SECONDS = 15  # a Celery worker takes about five
 
 
 class Process:
-    """One process in a session of its own, so that a Ctrl-C in the terminal spares it."""
+    """One process in its own session, so that Ctrl-C in the terminal does not stop it."""
 
     def __init__(
         self, name: str, python_arguments: Sequence[str], environment: Mapping[str, str], log: Path
@@ -41,19 +41,17 @@ class Process:
             )
 
     def raise_if_ended(self) -> None:
-        """:raises DemoError: where the process has ended, with its last words."""
+        """:raises DemoError: the process has ended; contains the end of its log."""
         code = self._popen.poll()
         if code is not None:
-            raise DemoError(
-                f"The {self.name} ended by itself (exit code {code}). {self.last_words()}"
-            )
+            raise DemoError(f"The {self.name} has ended (exit code {code}). {self.log_end()}")
 
-    def last_words(self, count: int = 15) -> str:
+    def log_end(self, count: int = 15) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-count:]
         return "\n".join([f"The end of {self.log}:", *(f"    {line}" for line in lines)])
 
     def stop(self) -> None:
-        """Ask the process to end, wait, and end by force what is left of its group."""
+        """Terminate the process, wait, and kill the rest of its group."""
         self._popen.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(STOP_SECONDS)
@@ -63,7 +61,7 @@ class Process:
 
 
 class Processes:
-    """All processes of a demo. On leaving, the one that was started last stops first."""
+    """All processes of a demo. On exit, they are stopped in reverse order."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
@@ -89,14 +87,14 @@ class Processes:
         return process
 
     def raise_if_one_ended(self) -> None:
-        """:raises DemoError: where one has ended that should be running."""
+        """:raises DemoError: a process has ended."""
         for process in self._started:
             process.raise_if_ended()
 
     def wait_until(self, is_ready: Callable[[], bool], process: Process) -> None:
-        """Wait until a process that was started is ready.
+        """Wait until a started process is ready.
 
-        :raises DemoError: where a process ends meanwhile, or this one takes a minute.
+        :raises DemoError: a process ended, or this one was not ready after a minute.
         """
         deadline = time.monotonic() + START_SECONDS
         while not is_ready():
@@ -104,6 +102,6 @@ class Processes:
             if time.monotonic() > deadline:
                 raise DemoError(
                     f"The {process.name} was not ready within {START_SECONDS} s. "
-                    f"{process.last_words()}"
+                    f"{process.log_end()}"
                 )
             time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""A demo that runs: the sandbox, the site and its worker, each as a process of its own."""
+"""A running demo: the sandbox, the site and its worker, each as a process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ ANSWER_SECONDS = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the demo runs and how quickly things happen; Keap's access tokens live a day."""
+    """The demo's ports and intervals. Keap's own access tokens are valid for a day."""
 
     site_port: int
     sandbox_port: int
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Demo:
-    """What runs."""
+    """A running demo."""
 
     plan: Plan
     admin_password: str
@@ -51,9 +51,9 @@ class Demo:
 
 @contextmanager
 def running(folder: Folder, plan: Plan) -> Iterator[Demo]:
-    """Start everything; stop everything at the end, whatever the end is.
+    """Start all processes; stop them all on exit, even after an error.
 
-    :raises DemoError: where something does not start.
+    :raises DemoError: a process does not start.
     """
     if not find_spec("celery"):
         raise DemoError("The demo needs Celery: python -m pip install celery")
@@ -91,7 +91,7 @@ def _worker_command(folder: Folder) -> list[str]:
     return [
         *("-m", "celery", "--app", "example_project", "worker"),
         *("--beat", "--schedule", str(folder.schedule)),
-        *("--pool", "solo"),  # enough: one task overlaps many refreshes itself
+        *("--pool", "solo"),  # enough: one task sends many refreshes concurrently
         *("--loglevel", "info"),
     ]
 

@@ -1,6 +1,6 @@
-"""The example site as the demo runs it: its environment, and its code in this process.
+"""The example site in the demo: its environment, and its code in this process.
 
-Django's models can be imported only after ``enter``; therefore the imports inside functions.
+Models can be imported only after ``enter()``, hence the imports inside functions.
 """
 
 import os
@@ -25,7 +25,7 @@ OWN_VARIABLES = ("CELERY_", "DATABASE_URL", "DJANGO_", "INFUSIONSOFT_")
 def environment(
     folder: Folder, secrets: Secrets, *, sandbox_url: str, beat_seconds: float
 ) -> dict[str, str]:
-    """Return the environment of the site and its worker; it points at the sandbox."""
+    """Return the environment of the site and its worker, with the sandbox's URLs."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)
     }
@@ -34,7 +34,7 @@ def environment(
         "CELERY_BROKER_FOLDER": str(folder.broker),
         "CELERY_BROKER_URL": "filesystem://",
         "DATABASE_URL": f"sqlite:///{folder.database}",
-        "DJANGO_DEBUG": "true",  # runserver serves the admin's style sheets only so
+        "DJANGO_DEBUG": "true",  # otherwise runserver serves no static files
         "DJANGO_SECRET_KEY": secrets.secret_key,
         "DJANGO_SETTINGS_MODULE": "example_project.settings",
         "INFUSIONSOFT_API_URL": f"{sandbox_url}/crm/rest/",
@@ -43,7 +43,7 @@ def environment(
         "INFUSIONSOFT_CLIENT_SECRET": Client().client_secret,
         "INFUSIONSOFT_ENCRYPTION_KEYS": secrets.encryption_key,
         "INFUSIONSOFT_TOKEN_URL": f"{sandbox_url}/token",
-        # Everything here is on this machine: no proxy can help.
+        # All requests stay on this machine: no proxy can reach it.
         "NO_PROXY": "*",
         "no_proxy": "*",
         "PYTHONUNBUFFERED": "1",
@@ -51,21 +51,21 @@ def environment(
 
 
 def enter(environment: Mapping[str, str]) -> None:
-    """Make this process one of the site's own."""
+    """Configure this process as one of the site's."""
     os.environ.clear()
     os.environ.update(environment)
     django.setup()
 
 
 def prepare(admin_password: str) -> None:
-    """Create what the database lacks: tables, and the person who logs into the admin."""
+    """Create the tables and the admin user, if the database lacks them."""
     call_command("migrate", verbosity=0)
-    person, _ = get_user_model().objects.get_or_create(
+    user, _ = get_user_model().objects.get_or_create(
         username=ADMIN, defaults={"is_staff": True, "is_superuser": True}
     )
-    if not person.check_password(admin_password):
-        person.set_password(admin_password)
-        person.save()
+    if not user.check_password(admin_password):
+        user.set_password(admin_password)
+        user.save()
 
 
 def credential(account: str) -> "Credential":
@@ -76,7 +76,7 @@ def credential(account: str) -> "Credential":
 
 
 def contacts(account: str) -> list[dict[str, Any]]:
-    """Ask Keap for the account's contacts, as a site's own code does."""
+    """Return the account's contacts from the API, as a site's own code does."""
     response = credential(account).session().get("v2/contacts")
     response.raise_for_status()
     found: list[dict[str, Any]] = response.json()["contacts"]

@@ -1,16 +1,16 @@
-"""The lines of a log that are worth a person's attention, as they are written."""
+"""The interesting lines of a log, as they are written."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-# As the site's settings format a line of the app. The end of a run is no news.
+# The app's lines in the format of the site's settings, without the ends of runs.
 OF_THE_APP = re.compile(r"\S+ ([\d:]+),\d+ [A-Z]+ django_infusionsoft: (?!run_finished)(.*)")
 OF_A_FAILED_TASK = re.compile(r"\[\S+ ([\d:]+),\d+: (?:ERROR|CRITICAL)/\w+\] (.*)")
 
 
 class Tail:
-    """What the app has logged since the last look."""
+    """Reads the lines that the app has logged since the last call."""
 
     def __init__(self, log: Path) -> None:
         self._file = log.open(encoding="utf-8", errors="replace")
@@ -19,8 +19,8 @@ class Tail:
     def close(self) -> None:
         self._file.close()
 
-    def news(self) -> Iterator[str]:
-        """Yield the new lines of the app, and of its tasks that failed, each with its time."""
+    def new_lines(self) -> Iterator[str]:
+        """Yield the new lines of the app and of failed tasks, each with its time."""
         *lines, self._unfinished = (self._unfinished + self._file.read()).split("\n")
         for line in lines:
             if match := OF_THE_APP.fullmatch(line) or OF_A_FAILED_TASK.fullmatch(line):

@@ -1,7 +1,7 @@
-"""Runs a command that ends when its parent does: ``tethered.py PARENT_PID COMMAND...``.
+"""Runs a command that ends with its parent process: ``tethered.py PARENT_PID COMMAND...``.
 
-A parent that is killed (SIGKILL) cannot stop its children; on Linux the kernel does it then.
-Run by its path, so that it starts in a few hundredths of a second.
+A parent killed by SIGKILL cannot stop its children; on Linux, the kernel then does. Run this file
+by its path: it starts in a few hundredths of a second.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def tether(parent_pid: int) -> None:
-    """Let this process get SIGTERM when the parent ends. Survives ``exec``; does only Linux."""
+    """Send this process SIGTERM when its parent ends; only on Linux. ``exec`` keeps this."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:

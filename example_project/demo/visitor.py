@@ -1,4 +1,4 @@
-"""A person at a web browser, in so far as links and forms are all that they use."""
+"""A minimal web browser: links, forms and cookies."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -10,20 +10,20 @@ TIMEOUT_SECONDS = 30
 
 
 class PageError(Exception):
-    """The page is not what the visitor expected."""
+    """The page is not the expected one."""
 
 
 @dataclass
 class Form:
-    """One form: where it goes, what it holds, and the buttons that send it."""
+    """One form: its URL, its fields, and its submit buttons."""
 
     action: str
     method: str
     fields: dict[str, str] = field(default_factory=dict)
     buttons: list[tuple[str, str]] = field(default_factory=list)
 
-    def takes(self, values: dict[str, str]) -> bool:
-        """Tell whether each value has its field, or the button that stands for it."""
+    def accepts(self, values: dict[str, str]) -> bool:
+        """Whether each value has a field, or a button with that value."""
         return all(item[0] in self.fields or item in self.buttons for item in values.items())
 
 
@@ -31,7 +31,7 @@ class _PageReader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.forms: list[Form] = []
-        self.links: list[tuple[str, str]] = []  # what a person reads, and where it leads
+        self.links: list[tuple[str, str]] = []  # text and URL
         self._form: Form | None = None
         self._link: tuple[str, str] | None = None
 
@@ -76,13 +76,13 @@ class Visitor:
         return self._page.text
 
     def open(self, url: str) -> None:
-        """:raises PageError: where the page is an error."""
+        """:raises PageError: the page is an error page."""
         self._arrive(self._session.get(url, timeout=TIMEOUT_SECONDS))
 
     def follow(self, text: str) -> None:
-        """Follow the first link that has this text.
+        """Follow the first link with this text.
 
-        :raises PageError: where the page has none, or it leads to an error.
+        :raises PageError: the page has no such link, or its page is an error page.
         """
         for label, target in self._reader.links:
             if text in label:
@@ -90,13 +90,13 @@ class Visitor:
         raise PageError(f"{self.url} has no link {text!r}")
 
     def submit(self, part_of_action: str, **values: str) -> None:
-        """Send the first form that goes there and takes these values, in fields or by a button.
+        """Submit the first form with this URL that accepts these values, in fields or by a button.
 
-        :raises PageError: where the page has no such form, or an error comes back.
+        :raises PageError: the page has no such form, or the response is an error page.
         """
         for form in self._reader.forms:
             action = urljoin(self.url, form.action)
-            if form.method == "post" and part_of_action in action and form.takes(values):
+            if form.method == "post" and part_of_action in action and form.accepts(values):
                 data = form.fields | values
                 return self._arrive(self._session.post(action, data=data, timeout=TIMEOUT_SECONDS))
         wanted = " and ".join(values) or "nothing to fill in"
@@ -107,4 +107,4 @@ class Visitor:
         self._reader = _PageReader()
         self._reader.feed(page.text)
         if not page.ok:
-            raise PageError(f"{page.url} answered {page.status_code} {page.reason}")
+            raise PageError(f"{page.url} responded with {page.status_code} {page.reason}")

@@ -1,4 +1,4 @@
-"""The demo's way, walked without a person. Each step raises where it fails."""
+"""The demo's steps, run automatically. A step that fails raises an exception."""
 
 import time
 from collections.abc import Callable
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 KEAP_USER = DEFAULT_USERS[0]
 ACCOUNT = KEAP_USER.accounts[0]
 POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 60
+MAX_WAIT_SECONDS = 60
 
 Step = tuple[str, Callable[[], str]]
 
 
 class Walk:
-    """A visitor's way from the admin's login page to a refreshed credential."""
+    """The steps from the admin's login page to a refreshed credential."""
 
     def __init__(self, demo: Demo) -> None:
         self._demo = demo
@@ -35,7 +35,7 @@ class Walk:
 
     @property
     def steps(self) -> list[Step]:
-        """Each step's title, and what does it and returns what was seen."""
+        """Each step's title, and the function that runs it and returns its result."""
         return [
             ("log into the admin", self._log_in),
             ("press 'Connect a Keap account'", self._start),
@@ -45,7 +45,7 @@ class Walk:
             ("find the account connected there", self._find_account),
             ("call the API", self._call_api),
             ("watch the worker refresh it", self._watch_refresh),
-            ("let the first access token run out", self._outlive_access_token),
+            ("wait until the first access token expires", self._outlive_access_token),
             ("call the API again", self._call_api),
             ("read the history in the admin", self._read_history),
         ]
@@ -62,8 +62,8 @@ class Walk:
         return self._arrived_at(self._plan.sandbox_url)
 
     def _sign_in(self) -> str:
-        person = {"email": KEAP_USER.email, "password": KEAP_USER.password}
-        self._visitor.submit(self._plan.sandbox_url, **person)
+        login = {"email": KEAP_USER.email, "password": KEAP_USER.password}
+        self._visitor.submit(self._plan.sandbox_url, **login)
         return KEAP_USER.email
 
     def _choose_account(self) -> str:
@@ -75,7 +75,7 @@ class Walk:
         return self._arrived_at(self._plan.accounts_url)
 
     def _find_account(self) -> str:
-        self._reads(ACCOUNT.app_id, ACCOUNT.title)
+        self._require_text(ACCOUNT.app_id, ACCOUNT.title)
         return f"expires at {self._credential.expires_at:%H:%M:%S} UTC"
 
     def _call_api(self) -> str:
@@ -89,10 +89,10 @@ class Walk:
         return f"generation {now.generation}, issued at {now.issued_at:%H:%M:%S} UTC"
 
     def _outlive_access_token(self) -> str:
-        self._wait_until(self._access_token_is_refused)
-        return "refused"
+        self._wait_until(self._access_token_is_rejected)
+        return "rejected"
 
-    def _access_token_is_refused(self) -> bool:
+    def _access_token_is_rejected(self) -> bool:
         self._demo.processes.raise_if_one_ended()
         url = f"{self._plan.sandbox_url}/crm/rest/v2/contacts"
         headers = {"Authorization": f"Bearer {self._access_token}"}
@@ -101,7 +101,7 @@ class Walk:
     def _read_history(self) -> str:
         self._visitor.open(self._plan.accounts_url)
         self._visitor.follow(ACCOUNT.app_id)
-        self._reads("refreshed")
+        self._require_text("refreshed")
         return "connected, refreshed"
 
     @property
@@ -111,19 +111,19 @@ class Walk:
     def _arrived_at(self, start_of_url: str) -> str:
         if not self._visitor.url.startswith(start_of_url):
             raise PageError(f"arrived at {self._visitor.url}, not at {start_of_url}")
-        return self._visitor.url.partition("?")[0]  # what follows may be a code
+        return self._visitor.url.partition("?")[0]  # the query may contain a code
 
-    def _reads(self, *words: str) -> None:
+    def _require_text(self, *words: str) -> None:
         for word in words:
             if word not in self._visitor.text:
-                raise PageError(f"{self._visitor.url} does not say {word}")
+                raise PageError(f"{self._visitor.url} does not contain {word}")
 
     def _wait_until(self, has_happened: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
         while not has_happened():
             self._demo.processes.raise_if_one_ended()
             if time.monotonic() > deadline:
                 raise DemoError(
-                    f"nothing within {PATIENCE_SECONDS} s. {self._demo.worker.last_words()}"
+                    f"nothing within {MAX_WAIT_SECONDS} s. {self._demo.worker.log_end()}"
                 )
             time.sleep(POLL_SECONDS)

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    """Prints a new key. Runs without one, hence without checks."""
+    """Prints a new key. Skips the system checks, which fail without a key."""
 
     help = "Prints a new Fernet key for INFUSIONSOFT_ENCRYPTION_KEYS."
     requires_system_checks = []

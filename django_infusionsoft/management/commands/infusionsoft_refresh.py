@@ -1,7 +1,5 @@
 """``manage.py infusionsoft_refresh``"""
 
-from __future__ import annotations
-
 import json
 import math
 import signal
@@ -10,16 +8,18 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import closing
 from datetime import datetime
+from io import StringIO
 from typing import Any, Final
 
-from django.core.management.base import BaseCommand, CommandError, no_translations
+from django.core.management.base import BaseCommand, CommandError, OutputWrapper, no_translations
 from django.utils.timezone import localtime
 
-from django_infusionsoft import stopping
+from django_infusionsoft import shutdown
 from django_infusionsoft.exceptions import InfusionsoftError
-from django_infusionsoft.management.progress import Bar, Lines, Progress
-from django_infusionsoft.managers import RUN_TIME_LIMIT_SECONDS
+from django_infusionsoft.management.progress import Bar, Lines
 from django_infusionsoft.models import Credential
+from django_infusionsoft.refresh.runs import RUN_TIME_LIMIT_SECONDS
+from django_infusionsoft.text import iso_format
 
 NOT_REFRESHED: Final = (
     Credential.DoesNotExist,
@@ -28,36 +28,37 @@ NOT_REFRESHED: Final = (
 )
 USAGE_ERROR: Final = 2
 # SIGHUP: the terminal was closed.
-ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Command(BaseCommand):
-    """The verb of the Celery task, for cron."""
+    """Does the work of the Celery task, for cron."""
 
     help = (
-        "Refreshes the credentials that are due, the most urgent first, until none is or the time "
-        "is over. Safe when run twice, late or on several machines at once. Counts go to stdout, "
-        "progress to stderr. Exit codes: 0 all well; 1 an account that was due could not be "
-        "refreshed, or Keap does not take an application's client (the next run tries again; "
-        "infusionsoft_status tells more); 2 wrong usage; 128 + the number of the signal where one "
-        "has ended it (130 Ctrl-C, 143 SIGTERM), once the answers under way were stored."
+        "Refreshes the credentials that are due, most urgent first, until none is left or the "
+        "time limit is reached. Safe to run twice, late or on several machines at once. Writes "
+        "counts to stdout and progress to stderr. Exit codes: 0 success; 1 an account that was "
+        "due could not be refreshed, or Keap does not accept an application's client (the next "
+        "run retries; infusionsoft_status shows details); 2 wrong usage; 128 + the signal's "
+        "number if a signal stopped it (130 Ctrl-C, 143 SIGTERM), after storing the replies in "
+        "progress."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--account", metavar="NAME", help="refresh this account only, due or not"
+            "--account", metavar="NAME", help="refresh only this account, due or not"
         )
         parser.add_argument(
             "--dry-run",
             action="store_true",
-            help="only show what is due, the most urgent first; with --account, whether it is. "
-            "Keap is not asked, and nothing is changed",
+            help="only show what is due, most urgent first; with --account, show whether it is "
+            "due. No request is sent to Keap, and nothing is changed",
         )
         parser.add_argument(
             "--time-limit",
             metavar="SECONDS",
             type=_seconds,
-            help="send nothing more after so many seconds; by default "
+            help="stop sending requests after this many seconds; by default "
             f"{RUN_TIME_LIMIT_SECONDS:g}, for a run that is started every minute",
         )
         parser.add_argument(
@@ -67,7 +68,7 @@ class Command(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         try:
             super().run_from_argv(argv)
-        except KeyboardInterrupt:  # passed on after a clean end: no traceback has more to tell
+        except KeyboardInterrupt:  # re-raised after a clean end: a traceback would add nothing
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
 
@@ -77,7 +78,7 @@ class Command(BaseCommand):
         account, limit = options["account"], options["time_limit"]
         if limit is not None and (options["dry_run"] or account is not None):
             raise CommandError(
-                "--time-limit is for a run: leave out --account and --dry-run.",
+                "--time-limit applies only to runs: omit --account and --dry-run.",
                 returncode=USAGE_ERROR,
             )
         if options["dry_run"]:
@@ -87,18 +88,16 @@ class Command(BaseCommand):
         if code:
             sys.exit(code)
 
-    def _change(self, account: str | None, time_limit_seconds: float) -> int:
+    def _change(self, account: str | None, limit: float) -> int:
         """Refresh one account or all that is due, and return the exit code."""
-        with stopping.noted(*ENDING_SIGNALS) as stop:
-            code = (
-                self._run(time_limit_seconds, stop) if account is None else self._refresh(account)
-            )
-            self.stdout.flush()  # which a signal that is passed on would not do
-        # The first process of a container has survived the signal that was passed on.
+        with shutdown.deferred_signals(*STOP_SIGNALS) as stop:
+            code = self._run(limit, stop) if account is None else self._refresh(account)
+            self.stdout.flush()  # before the signal is raised again
+        # The first process of a container survives the signal that is raised again.
         return 128 + stop.signals[0] if stop() else code
 
-    def _run(self, time_limit_seconds: float, stop: stopping.Stop) -> int:
-        """Let a run go over what is due, and return the exit code."""
+    def _run(self, time_limit_seconds: float, stop: shutdown.Stop) -> int:
+        """Refresh the credentials that are due, and return the exit code."""
         started = time.monotonic()
         try:
             with closing(self._progress()) as progress:
@@ -113,11 +112,11 @@ class Command(BaseCommand):
             self._print({**facts, "seconds": round(time.monotonic() - started, 3)})
         elif not self._is_silent:
             self.stdout.write(" ".join(f"{name}={fact}" for name, fact in facts.items()))
-        return 0 if run.went_well else 1
+        return 0 if run.succeeded else 1
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> Lines:
         if self._is_silent:
-            return Progress()
+            return Lines(OutputWrapper(StringIO()))
         if self.stderr.isatty():
             return Bar(self.stderr, Credential.objects.due().count())
         return Lines(self.stderr)
@@ -130,14 +129,16 @@ class Command(BaseCommand):
         except NOT_REFRESHED as error:
             return self._fail(error, account=account)
         if self._is_json:
-            self._print({"account": str(credential), "expires_at": _iso(credential.expires_at)})
+            self._print(
+                {"account": str(credential), "expires_at": iso_format(credential.expires_at)}
+            )
         elif not self._is_silent:
             expires_at = _local(credential.expires_at)
             self.stdout.write(f"{credential}: refreshed, expires at {expires_at}")
         return 0
 
     def _fail(self, error: Exception, **about: str) -> int:
-        """Say what is wrong where it is looked for, and return the exit code."""
+        """Report the error on stdout as JSON, or raise ``CommandError``; return the exit code."""
         if not self._is_json:
             raise CommandError(str(error)) from error
         self._print({**about, "error": str(error)})
@@ -150,8 +151,7 @@ class Command(BaseCommand):
             self._print({"due": len(credentials), "credentials": credentials})
             return 0
         count = 0
-        for credential in due.iterator():
-            count += 1
+        for count, credential in enumerate(due.iterator(), start=1):  # noqa: B007
             self.stdout.write(
                 f"{credential!s:<16} {credential.condition.label!s:<16} "
                 f"due since {_local(credential.refresh_at):<24} "
@@ -184,13 +184,9 @@ def _facts(credential: Credential) -> dict[str, Any]:
         "account": str(credential),
         "status": credential.status,
         "failures": credential.failures,
-        "due_at": _iso(credential.refresh_at),
-        "expires_at": _iso(credential.expires_at),
+        "due_at": iso_format(credential.refresh_at),
+        "expires_at": iso_format(credential.expires_at),
     }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
 
 
 def _local(moment: datetime | None) -> str:
@@ -198,11 +194,11 @@ def _local(moment: datetime | None) -> str:
 
 
 def _seconds(text: str) -> float:
-    """Read a time limit; ``ArgumentTypeError`` where it is none."""
+    """Return the time limit; raise ``ArgumentTypeError`` for an invalid one."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        raise ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return seconds

@@ -1,7 +1,5 @@
 """``manage.py infusionsoft_status``"""
 
-from __future__ import annotations
-
 import json
 import sys
 from argparse import ArgumentParser
@@ -14,28 +12,28 @@ from django.db import Error, router
 from django.utils import timezone
 from django.utils.timezone import localtime
 
-from django_infusionsoft import alarms
 from django_infusionsoft.choices import Condition
 from django_infusionsoft.exceptions import DatabaseBusy
-from django_infusionsoft.health import EXIT_CODES, Health, health_of
 from django_infusionsoft.models import Credential
-from django_infusionsoft.plain import distance, one_line
+from django_infusionsoft.monitoring import alerts
+from django_infusionsoft.monitoring.health import EXIT_CODES, Health, health_of
+from django_infusionsoft.text import distance, iso_format, one_line
 
-WIDTHS = (16, 16, 32, 32)
-# As monitoring plugins say that they know nothing; 1 and 2 are taken by what is known.
+COLUMN_WIDTHS = (16, 16, 32, 32)
+# The exit code of monitoring plugins for an unknown status. ``EXIT_CODES`` has 0 to 2.
 UNKNOWN = 3
 
 
 class Command(BaseCommand):
-    """One line a credential, and how they are as a whole."""
+    """Shows one line for each credential, and the overall status."""
 
     help = (
-        "Shows every credential, and how they are as a whole. Exit codes: 0 all is well; 1 an "
-        "account must be connected again, or Keap refuses an application's client; 2 refreshes "
-        "are overdue, or no run has been seen for as long (INFUSIONSOFT_OVERDUE_SECONDS); 3 the "
-        "database does not answer."
+        "Shows every credential and an overall status. Exit codes: 0 no problems; 1 an account "
+        "must be reconnected, or Keap rejects an application's client; 2 refreshes are overdue, "
+        "or no run has been recorded for that long (INFUSIONSOFT_OVERDUE_SECONDS); 3 the "
+        "database is not available."
     )
-    # It is asked how the credentials are, whatever is wrong with the project.
+    # The status must be available whatever the checks find.
     requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -43,7 +41,7 @@ class Command(BaseCommand):
             "--json", action="store_true", help="print one JSON object and nothing else"
         )
 
-    # Half of its words are those of the admin, which has more languages.
+    # Some of its texts are the admin's, which are translated.
     @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
         alias = router.db_for_write(Credential)
@@ -57,12 +55,12 @@ class Command(BaseCommand):
                 self._show(health, credentials)
         except (Error, DatabaseBusy) as error:
             raise CommandError(
-                f"The database does not answer: {error}", returncode=UNKNOWN
+                f"The database is not available: {error}", returncode=UNKNOWN
             ) from error
         if health.is_behind:
-            alarms.tell(alias)  # no worker will
+            alerts.send_pending(alias)  # the worker may not be running
         self.stdout.flush()
-        if code := EXIT_CODES[health.verdict]:
+        if code := EXIT_CODES[health.status]:
             sys.exit(code)
 
     def _show(self, health: Health, credentials: Iterator[Credential]) -> None:
@@ -75,7 +73,7 @@ class Command(BaseCommand):
             self.stdout.write(line)
 
     def _show_all(self, credentials: Iterator[Credential], now: datetime) -> None:
-        self.stdout.write(_columns("account", "condition", "access token ends", "next refresh"))
+        self.stdout.write(_columns("account", "condition", "access token expires", "next refresh"))
         for credential in credentials:
             line = _columns(
                 str(credential),
@@ -85,8 +83,8 @@ class Command(BaseCommand):
                 credential.account_name,
                 credential.get_reason_display() or credential.last_error,
             )
-            style = self.style.ERROR if _is_bad(credential) else str
-            self.stdout.write(line, style)
+            is_lost = credential.condition == Condition.NEEDS_ATTENTION
+            self.stdout.write(line, self.style.ERROR if is_lost else str)
 
 
 def _credentials(alias: str, health: Health) -> Iterator[Credential]:
@@ -96,32 +94,27 @@ def _credentials(alias: str, health: Health) -> Iterator[Credential]:
         .defer("access_token", "refresh_token")
         .order_by("account", "pk")
     )
-    clock_ahead: timedelta = timezone.now() - health.now
+    clock_offset: timedelta = timezone.now() - health.now
     for credential in credentials.iterator():
-        credential.clock_ahead = clock_ahead
+        credential.clock_offset = clock_offset
         yield credential
 
 
-def _is_bad(credential: Credential) -> bool:
-    return credential.condition == Condition.NEEDS_ATTENTION
-
-
 def _summary(health: Health) -> Iterator[str]:
-    counts = [f"{label}: {health.counts[Condition(name)]}" for name, label in Condition.choices]
-    yield ", ".join(counts)
-    overdue = f", the first for {round(health.overdue_seconds)} seconds" if health.due else ""
+    yield ", ".join(f"{condition.label}: {health.counts[condition]}" for condition in Condition)
+    overdue = f", the oldest for {round(health.overdue_seconds)} seconds" if health.due else ""
     yield f"due now: {health.due}{overdue}"
-    yield f"last run seen: {_when(health.last_run_at, health.now)}"
-    for state in health.troubles:
+    yield f"last run recorded: {_when(health.last_run_at, health.now)}"
+    for state in health.blocked_applications:
         since = _when(state.since, health.now)
-        yield f"application {state}: {state.get_trouble_display()} since {since}"
-    yield f"status: {health.verdict}"
+        yield f"application {state}: {state.get_block_reason_display()} since {since}"
+    yield f"status: {health.status}"
 
 
 def _columns(*columns: str) -> str:
     texts = [one_line(text) for text in columns]
-    first = [f"{text:<{width}}" for text, width in zip(texts, WIDTHS, strict=False)]
-    return " ".join([*first, *texts[len(WIDTHS) :]]).rstrip()
+    first = [f"{text:<{width}}" for text, width in zip(texts, COLUMN_WIDTHS, strict=False)]
+    return " ".join([*first, *texts[len(COLUMN_WIDTHS) :]]).rstrip()
 
 
 def _facts(credential: Credential) -> dict[str, Any]:
@@ -132,19 +125,15 @@ def _facts(credential: Credential) -> dict[str, Any]:
         "application": str(credential.application) if credential.application else None,
         "condition": credential.condition.value,
         "reason": credential.reason,
-        "expires_at": _iso(credential.expires_at),
-        "refresh_at": _iso(credential.refresh_at),
+        "expires_at": iso_format(credential.expires_at),
+        "refresh_at": iso_format(credential.refresh_at),
         "failures": credential.failures,
         "last_error": credential.last_error,
     }
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
-
-
 def _when(moment: datetime | None, now: datetime) -> str:
-    """Return a time of day, and how far away it is."""
+    """Return the time, and how far away it is."""
     if moment is None:
         return "-"
     seconds = (moment - now).total_seconds()

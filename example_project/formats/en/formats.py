@@ -1,3 +1,3 @@
-"""Times with their seconds: in the demo an access token lives no longer than 90."""
+"""Times with seconds: in the demo, access tokens are valid for 90 seconds at most."""
 
 DATETIME_FORMAT = "j M Y, H:i:s"

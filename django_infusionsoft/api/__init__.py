@@ -1,0 +1,1 @@
+"""Clients for Keap's API, which a site uses with a connected account."""

@@ -1,0 +1,1 @@
+"""What a user does with a grant: connect, import, test and disconnect."""

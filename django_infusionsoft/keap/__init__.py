@@ -1,0 +1,1 @@
+"""The network: Keap's authorization server and its addresses. Knows no model."""

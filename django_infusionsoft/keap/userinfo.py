@@ -1,0 +1,33 @@
+"""The one API request that needs no permission: which user authorized it (keap-facts 3)."""
+
+from typing import Final
+
+import requests
+
+from django_infusionsoft.exceptions import ConfigurationError
+from django_infusionsoft.keap.urls import resolve
+
+USER_PATH: Final = "v2/oauth/connect/userinfo"
+# The result is not worth a longer wait.
+CHECK_TIMEOUT_SECONDS: Final = 5.0
+
+
+def is_accepted(access_token: str) -> bool:
+    """Whether Keap's API accepts an access token; false if there is no reply."""
+
+    def add_bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # Not with headers=...: requests would prefer credentials from a netrc file.
+        request.headers["Authorization"] = f"Bearer {access_token}"
+        return request
+
+    try:
+        with requests.get(
+            resolve(USER_PATH),
+            auth=add_bearer,
+            timeout=CHECK_TIMEOUT_SECONDS,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            return response.status_code == 200
+    except (requests.RequestException, ConfigurationError):
+        return False

@@ -1,0 +1,1 @@
+"""History, worker heartbeat, health and alerts."""

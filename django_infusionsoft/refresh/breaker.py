@@ -1,0 +1,240 @@
+"""The breaker blocks an application whose client Keap rejects or whose requests have no answer.
+
+Each request without an answer may have cost a grant, so one is enough; errors must be several in a
+row. A probe then sends a request that can cost no grant. Refresh tokens are presented again only
+after Keap has answered a probe.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Any, Final
+
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.utils.crypto import salted_hmac
+
+from django_infusionsoft import signals
+from django_infusionsoft.choices import BlockReason, Status
+from django_infusionsoft.exceptions import (
+    ClientRejected,
+    ConfigurationError,
+    InfusionsoftError,
+    OutcomeUnknown,
+    TemporarilyUnavailable,
+)
+from django_infusionsoft.keap import oauth
+from django_infusionsoft.keap.transport import longest_call_seconds
+from django_infusionsoft.refresh import timing
+from django_infusionsoft.storage.applications import (
+    Application,
+    ApplicationState,
+    blocked,
+    client_of,
+    from_now,
+    is_told,
+    row_of,
+    state_of,
+)
+from django_infusionsoft.storage.credentials import credential_model
+from django_infusionsoft.storage.database import DatabaseNow, close_own_connection, own_transaction
+from django_infusionsoft.text import quoted
+
+logger = logging.getLogger("django_infusionsoft")
+
+QUIET_SECONDS: Final = 3600.0
+
+
+def is_open(alias: str) -> Exists:
+    """Whether a credential's application is blocked: for ``filter()``."""
+    return Exists(blocked(alias).filter(application_key=OuterRef("application_key")))
+
+
+def trip(
+    alias: str, application: Application | None, client: oauth.Client, error: InfusionsoftError
+) -> bool:
+    """Block an application after ``ClientRejected`` or ``TemporarilyUnavailable``.
+
+    :returns: False if Keap accepts the client in a probe: it rejects it for this credential only,
+        and the application is not blocked.
+    """
+    block_reason = _block_reason(error)
+    # The first probe is sent at once if only one reply may have been wrong or lost.
+    pause = _pause(0, error) if block_reason == BlockReason.UNAVAILABLE else 0.0
+    with own_transaction(alias):
+        state = state_of(alias, application)
+        has_tripped = (
+            row_of(alias, state)
+            .filter(block_reason=BlockReason.NONE)
+            .update(
+                block_reason=block_reason,
+                tried_clients=_mark(client),
+                since=DatabaseNow(),
+                probes=0,
+                probe_at=from_now(pause),
+            )
+        )
+        state = row_of(alias, state).get()
+    if has_tripped:
+        logger.warning("application_blocked application=%s reason=%s", _name(state), block_reason)
+    is_rejected = block_reason == BlockReason.REJECTED
+    return not (has_tripped and is_rejected and _probe(alias, state))
+
+
+def require_closed(alias: str, application: Application | None) -> None:
+    """Return if an application is not blocked, if need be after a probe.
+
+    :raises ClientRejected: Keap rejects its client, in a probe or before the next one is due.
+    :raises TemporarilyUnavailable: Keap does not answer, in a probe or before the next one is due.
+    """
+    found = blocked(alias).filter(application=application)
+    with own_transaction(alias):
+        state = found.first()
+    if state is None or _probe(alias, state):
+        return
+    with own_transaction(alias):
+        state = found.first()
+    if state is None:
+        return
+    if state.block_reason == BlockReason.REJECTED:
+        raise ClientRejected(
+            f"Keap rejects the client ({state}), so no request is sent: check the client id and "
+            f"the client secret. The app checks automatically whether Keap accepts them again."
+        )
+    what = (
+        "accepted a request but did not reply"
+        if state.block_reason == BlockReason.UNANSWERED
+        else "could not be reached or returned errors"
+    )
+    raise TemporarilyUnavailable(
+        f"Keap {what}, so nothing is sent until it replies again.",
+        retry_after=max(0.0, (state.probe_at - state.database_now).total_seconds()),
+    )
+
+
+def probe_all(alias: str) -> int:
+    """Probe the blocked applications whose probes are due; return how many are still blocked."""
+    with own_transaction(alias):
+        found = list(blocked(alias))
+    return sum(not _probe(alias, state) for state in found)
+
+
+def _block_reason(error: InfusionsoftError) -> BlockReason:
+    if isinstance(error, ClientRejected):
+        return BlockReason.REJECTED
+    return BlockReason.UNANSWERED if isinstance(error, OutcomeUnknown) else BlockReason.UNAVAILABLE
+
+
+def _pause(probes: int, error: InfusionsoftError) -> float:
+    """Return the seconds until the next probe, after this many failed ones."""
+    if isinstance(error, ClientRejected):
+        return timing.probe_pause(probes)
+    pause = timing.probe_pause(probes, longest=timing.MAX_OUTAGE_PAUSE_SECONDS)
+    retry_after = error.retry_after if isinstance(error, TemporarilyUnavailable) else None
+    # Limited: Keap meant one refresh token, and the pause stops all of them.
+    return max(pause, min(retry_after or 0.0, timing.MAX_PROBE_PAUSE_SECONDS))
+
+
+def _probe(alias: str, state: ApplicationState) -> bool:
+    """Probe if it is time and no other process does; return whether the client may be used."""
+    try:
+        client = client_of(state.application)
+    except ConfigurationError:
+        return False
+    if not _claim_probe(alias, state, client):
+        return False
+    close_own_connection(alias)
+    try:
+        oauth.probe(client)
+    except InfusionsoftError as error:
+        _keep_open(alias, state, error)
+        return False
+    return _close(alias, state)
+
+
+def _claim_probe(alias: str, state: ApplicationState, client: oauth.Client) -> bool:
+    """Claim one probe: when it is due, or at once with a client that was not rejected yet."""
+    marks, mark = state.tried_clients.split(), _mark(client)
+    row = _same_block(alias, state).filter(probes=state.probes)
+    if state.block_reason != BlockReason.REJECTED or mark in marks:
+        row = row.filter(probe_at__lte=DatabaseNow())
+    with own_transaction(alias):
+        return bool(
+            row.update(
+                probes=F("probes") + 1,
+                tried_clients=" ".join([*(each for each in marks if each != mark), mark][-10:]),
+                # No other process probes while this probe may be under way.
+                probe_at=from_now(longest_call_seconds()),
+            )
+        )
+
+
+def _same_block(alias: str, state: ApplicationState) -> QuerySet[ApplicationState]:
+    """The row, unless its application was unblocked since, even if it is blocked again."""
+    # Not "equal": SQLite compares text, and its clock writes other digits than a parameter has.
+    return row_of(alias, state).filter(since__lt=state.since + timedelta(microseconds=1))
+
+
+def _keep_open(alias: str, state: ApplicationState, error: InfusionsoftError) -> None:
+    """Set the time of the next probe, and report, once, that Keap rejects the client."""
+    logger.warning("probe_failed application=%s error=%s", _name(state), quoted(error))
+    is_rejected = isinstance(error, ClientRejected)
+    columns: dict[str, Any] = {"probe_at": from_now(_pause(state.probes, error))}
+    if is_rejected:
+        columns["block_reason"] = BlockReason.REJECTED
+    # Not more often if machines with different clients make the block come and go.
+    is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS))
+    with own_transaction(alias):
+        row = _same_block(alias, state)
+        row.update(**columns)
+        unreported = row.exclude(is_told()).exclude(is_quiet)
+        must_report = is_rejected and unreported.update(notified_at=DatabaseNow())
+    if must_report:
+        logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
+        signals.application_rejected.send_robust(
+            sender=type(state), application=state.application, error=str(error)
+        )
+
+
+def _close(alias: str, state: ApplicationState) -> bool:
+    """Unblock the application; return whether it is unblocked, by this process or another."""
+    row = _same_block(alias, state).exclude(block_reason=BlockReason.NONE)
+    with own_transaction(alias):
+        was_reported = row.filter(is_told()).update(block_reason=BlockReason.NONE)
+        was_unreported = row.update(block_reason=BlockReason.NONE)
+        is_changed = was_reported or was_unreported
+        is_closed = is_changed or not blocked(alias).filter(pk=state.pk).exists()
+    if is_closed and state.block_reason == BlockReason.UNAVAILABLE:
+        _reschedule_failed(alias, state)
+    if was_reported:
+        logger.info("application_accepted application=%s", _name(state))
+        signals.application_accepted.send_robust(sender=type(state), application=state.application)
+    return bool(is_closed)
+
+
+def _reschedule_failed(alias: str, state: ApplicationState) -> None:
+    """Make the credentials that failed during the outage due first: they were the most urgent."""
+    failed = (
+        credential_model()
+        ._base_manager.using(alias)
+        .filter(
+            application_key=state.application_id or 0,
+            status=Status.CONNECTED,
+            failures__gt=0,
+            unanswered_attempts=0,  # the repeat keeps its own time
+            lease_until__isnull=True,
+            refresh_at__gt=DatabaseNow(),
+            refresh_at__lte=from_now(timing.MAX_PAUSE_SECONDS),
+        )
+    )
+    with own_transaction(alias):
+        failed.update(refresh_at=F("issued_at"))
+
+
+def _name(state: ApplicationState) -> str:
+    """Return the application's name in the log, independent of the active language."""
+    return quoted(state.application or "settings")
+
+
+def _mark(client: oauth.Client) -> str:
+    """Return a keyed hash that tells clients apart and reveals nothing of their secrets."""
+    secret = f"{client.client_id}\0{client.client_secret}"
+    return salted_hmac("django_infusionsoft.breaker", secret, algorithm="sha256").hexdigest()[:16]

@@ -1,0 +1,221 @@
+"""Leases: the right to present a credential's refresh token, until a time of the database."""
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.db import Error, connections
+from django.db.models import Case, F, Q, QuerySet, When
+
+from django_infusionsoft.choices import Reason, Status
+from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.keap.transport import (
+    lease_seconds,
+    longest_answer_seconds,
+    longest_call_seconds,
+)
+from django_infusionsoft.refresh import breaker, rate_limit
+from django_infusionsoft.storage.applications import blocked_keys
+from django_infusionsoft.storage.credentials import (
+    NO_LEASE,
+    CredentialRow,
+    alias_of,
+    is_idle,
+    note_clock_offset,
+    row_of,
+)
+from django_infusionsoft.storage.database import DatabaseNow, brief_transaction, own_transaction
+from django_infusionsoft.storage.worker import process_name
+
+# Of one refresh token, unless a user forces more: the first attempt, and one repeat if it had no
+# answer.
+MAX_PRESENTATIONS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to present the refresh token of one generation, once."""
+
+    id: str
+    ends_at: float
+    """By ``time.monotonic()``; not later than the row's deadline."""
+
+    @property
+    def has_time_for_call(self) -> bool:
+        """Whether the longest possible HTTP call still ends within the lease."""
+        return time.monotonic() + longest_call_seconds() < self.ends_at
+
+    @property
+    def send_until(self) -> float:
+        """When a request that is sent can just be answered within the lease (monotonic)."""
+        return self.ends_at - longest_answer_seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lease on one credential, and the credential as it was claimed."""
+
+    lease: Lease
+    credential: CredentialRow
+    """Not shared with other threads: its columns were read together."""
+    abandoned_by: str | None = None
+    """The process whose lease expired: it never recorded the outcome of its attempt."""
+    force: bool = False
+    due_at: datetime | None = None
+    """When it was due, or would have been; ``None`` if unknown."""
+    user: AbstractBaseUser | None = None
+    """The user who asked for it, for the history."""
+
+    @property
+    def may_present(self) -> bool:
+        """Whether at most one attempt had no answer, so that this one is the only repeat."""
+        return self.force or self.credential.unanswered_attempts < MAX_PRESENTATIONS
+
+
+def claim(
+    credential: CredentialRow,
+    *,
+    seen: int | None = None,
+    force: bool = False,
+    user: AbstractBaseUser | None = None,
+) -> Claim | None:
+    """Take the lease if the generation is the one seen, no lease is alive, and the application is
+    not blocked.
+
+    :param seen: that generation, if threads share the instance, so that its own may have changed.
+    :param force: whether to claim even after two attempts without an answer.
+    :param user: the user who asked for it, for the history.
+    """
+    alias, lease = alias_of(credential), _new_lease()
+    due_at = credential.__dict__.get("refresh_at")
+    is_claimable = Q(status=Status.CONNECTED)
+    if force:
+        is_claimable |= Q(status=Status.REAUTHORIZATION_REQUIRED, reason=Reason.UNANSWERED)
+    with own_transaction(alias):
+        row = row_of(credential).filter(is_claimable, ~breaker.is_open(alias))
+        row = row.filter(generation=credential.generation if seen is None else seen)
+        holder = None
+        if not _acquire(row.filter(lease_until__isnull=True), lease):
+            abandoned = row.filter(lease_until__lte=DatabaseNow())
+            ended = abandoned.values_list("lease_id", "lease_holder", "lease_is_used").first()
+            if ended is None or not _acquire(abandoned.filter(lease_id=ended[0]), lease):
+                return None
+            holder = ended[1] if ended[2] else None
+        ours = _held_by(lease, row_of(credential))
+        return Claim(lease, ours[0], holder, force, due_at, user) if ours else None
+
+
+def claim_batch(due: QuerySet[CredentialRow], size: int) -> list[Claim]:
+    """Take one lease over up to ``size`` of the due credentials, the most urgent first.
+
+    None of them may be presented before ``mark_used()``: a process that dies before that has cost
+    no attempt.
+    """
+    lease = _new_lease()
+    with own_transaction(due.db):
+        found, taken = _acquire_batch(due, lease, size)
+        while found and not taken:  # without SKIP LOCKED, other workers may have been faster
+            found, taken = _acquire_batch(due, lease, size)
+        if not taken:
+            return []
+        claimed = {each.pk: each for each in _held_by(lease, _rows(due, found))}
+        return [
+            Claim(lease, claimed[pk], holder if was_used else None, due_at=due_at)
+            for pk, was_used, holder, due_at in found
+            if pk in claimed
+        ]
+
+
+def mark_used(claims: Sequence[Claim]) -> None:
+    """Record that these may be presented from now on. All are of one database."""
+    if not claims:
+        return
+    credential = claims[0].credential
+    alias = alias_of(credential)
+    with own_transaction(alias):
+        rows = type(credential)._base_manager.using(alias)
+        rows.filter(
+            pk__in=[claim.credential.pk for claim in claims],
+            lease_id__in={claim.lease.id for claim in claims},
+        ).update(lease_is_used=True)
+
+
+def release(claims: Iterable[Claim]) -> None:
+    """Release unused claims: due as before, and not counted as attempts."""
+    errors: list[Exception] = []
+    for claim in claims:
+        credential = claim.credential
+        try:
+            with own_transaction(alias_of(credential)):
+                row = held(credential, claim.lease.id, credential.generation)
+                row.update(refresh_at=claim.due_at or DatabaseNow(), **NO_LEASE)
+        except (Error, DatabaseBusy) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def held(credential: CredentialRow, lease_id: str, generation: int) -> QuerySet[CredentialRow]:
+    """The row, if this lease and this generation are still current."""
+    return row_of(credential).filter(generation=generation, lease_id=lease_id)
+
+
+def _held_by(lease: Lease, credentials: QuerySet[CredentialRow]) -> list[CredentialRow]:
+    """Return the rows that the lease holds."""
+    found = credentials.filter(lease_id=lease.id).select_related("application")
+    rows = found.annotate(database_now=DatabaseNow())
+    for row in rows:
+        note_clock_offset(row, row.database_now)
+    return list(rows)
+
+
+def _new_lease() -> Lease:
+    # The clock is read before the row is written, so that this deadline is not later.
+    return Lease(id=uuid.uuid4().hex, ends_at=time.monotonic() + lease_seconds())
+
+
+def _acquire_batch(due: QuerySet[CredentialRow], lease: Lease, size: int) -> tuple[list[Any], int]:
+    """Return the free rows as they were before the claim, and how many were claimed."""
+    free = due.filter(is_idle(), status=Status.CONNECTED)
+    # A query of its own: as a subquery it would make the database sort all due rows.
+    ahead_seconds = rate_limit.AHEAD_SECONDS if conf.REFRESH_RATE else None
+    if blocked := blocked_keys(due.db, ahead_seconds=ahead_seconds):
+        free = free.exclude(application_key__in=blocked)
+    urgent = free.order_by("refresh_at").values_list(
+        "pk", "lease_is_used", "lease_holder", "refresh_at"
+    )
+    if not connections[due.db].features.has_select_for_update_skip_locked:
+        # No transaction: SQLite fails one that reads before it writes, if others write between.
+        found = list(urgent[:size])
+        free = free.filter(pk__in=[pk for pk, *_ in found])
+        return found, _acquire(free, lease, is_used=False)
+    with brief_transaction(due.db):
+        found = list(urgent.select_for_update(skip_locked=True)[:size])
+        return found, _acquire(_rows(due, found), lease, is_used=False)
+
+
+def _rows(due: QuerySet[CredentialRow], found: list[Any]) -> QuerySet[CredentialRow]:
+    return due.model._base_manager.using(due.db).filter(pk__in=[pk for pk, *_ in found])
+
+
+def _acquire(free: QuerySet[CredentialRow], lease: Lease, *, is_used: bool = True) -> int:
+    ends_at = DatabaseNow() + timedelta(seconds=lease_seconds())
+    return free.update(
+        # An expired lease: its holder died, perhaps after sending the request. The first
+        # assignment, because MariaDB evaluates them in order, with the new values.
+        unanswered_attempts=F("unanswered_attempts")
+        + Case(When(lease_is_used=True, then=1), default=0),
+        status=Status.CONNECTED,
+        reason="",
+        lease_id=lease.id,
+        lease_holder=process_name(),
+        lease_is_used=is_used,
+        lease_until=ends_at,
+        # Due again when the lease expires, if this process dies.
+        refresh_at=ends_at,
+    )

@@ -1,0 +1,207 @@
+"""Refresh one credential: claim, send, store, report.
+
+A refresh token works once, and a lost reply is a lost account. So the right to present it is
+stored first (``leases``), and one attempt presents it once (``sending``).
+"""
+
+import random
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Final
+from weakref import WeakValueDictionary
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.db import Error, router
+from django.db.models import QuerySet
+
+from django_infusionsoft.choices import EventKind, Status
+from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import (
+    ClientRejected,
+    DatabaseBusy,
+    InfusionsoftError,
+    ReauthorizationRequired,
+    RefreshInProgress,
+    TemporarilyUnavailable,
+)
+from django_infusionsoft.monitoring import alerts
+from django_infusionsoft.monitoring.history import Entry, record_all
+from django_infusionsoft.refresh import breaker
+from django_infusionsoft.refresh.attempt_pool import AttemptPool
+from django_infusionsoft.refresh.leases import Claim, claim
+from django_infusionsoft.refresh.recovery import recover
+from django_infusionsoft.refresh.reporting import report_previous
+from django_infusionsoft.refresh.storing import AttemptResult, reauthorization_error
+from django_infusionsoft.storage.credentials import (
+    CredentialRow,
+    alias_of,
+    copy_from,
+    is_idle,
+    reload,
+)
+from django_infusionsoft.storage.database import DatabaseNow, close_own_connection, own_connection
+
+# The shortest pause between two checks for another process's refresh: inside a transaction each
+# check opens a database connection.
+POLL_SECONDS: Final = 1.0
+# Set when this process has ended a refresh, by database and credential: wakes waiting threads.
+_ends: Final[WeakValueDictionary[tuple[str, int], threading.Event]] = WeakValueDictionary()
+
+
+def refresh(
+    credential: CredentialRow, *, force: bool = False, user: AbstractBaseUser | None = None
+) -> None:
+    """See ``Credential.refresh()``.
+
+    :param force: whether to present the refresh token even after two attempts without an answer.
+    """
+    seen = credential.generation
+    with own_connection(alias_of(credential)):
+        claimed = claim(credential, seen=seen, force=force, user=user)
+        claimed = claimed or _wait_for_other(credential, seen, force=force, user=user)
+        if claimed is not None:
+            _carry_out(credential, claimed)
+    if credential.status == Status.DISCONNECTED:  # by a user, during the refresh
+        raise reauthorization_error(credential)
+
+
+def request_refresh(credentials: QuerySet[CredentialRow], *, user: AbstractBaseUser | None) -> int:
+    """Make the connected, idle credentials due, with an event of the user's; return how many."""
+    # The repeat after an attempt without an answer keeps its own time.
+    idle = credentials.filter(is_idle(), status=Status.CONNECTED, unanswered_attempts=0)
+    found = list(idle.defer("access_token", "refresh_token"))
+    alias = router.db_for_write(credentials.model)
+    rows = credentials.model._base_manager.using(alias).filter(is_idle())
+    rows.filter(pk__in=[each.pk for each in found]).update(refresh_at=DatabaseNow())
+    record_all(
+        [Entry(each, EventKind.REFRESH_REQUESTED, {"user": user}) for each in found],
+        on_its_own=False,
+    )
+    return len(found)
+
+
+def get_access_token(credential: CredentialRow) -> str:
+    """See ``Credential.get_access_token()``."""
+    if not credential.has_fresh_access_token:
+        with own_connection(alias_of(credential)):
+            _renew_access_token(credential)
+    return credential.access_token
+
+
+def replace_access_token(credential: CredentialRow, rejected: str) -> str:
+    """See ``Credential.replace_access_token()``."""
+    with own_connection(alias_of(credential)):
+        reload(credential)
+        if credential.access_token in (rejected, ""):  # or disconnected
+            refresh(credential)
+    return credential.access_token
+
+
+def _renew_access_token(credential: CredentialRow) -> None:
+    try:
+        leased = reload(credential)
+    except (Error, DatabaseBusy):
+        if credential.has_valid_access_token:
+            return
+        raise
+    if credential.has_fresh_access_token:
+        return
+    if credential.has_valid_access_token:
+        # A failure is reported, and the next run retries.
+        with suppress(InfusionsoftError, Error):
+            is_done = recover(credential, leased=leased) or _seconds_to_wait(credential)
+            if not is_done and (claimed := claim(credential)):
+                _carry_out(credential, claimed)
+    elif not (recover(credential, leased=leased) and credential.has_valid_access_token):
+        if not leased:
+            _require_retry_is_due(credential)
+        refresh(credential)
+
+
+def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
+    """Present the claimed refresh token, and update the caller's instance with the result."""
+    report_previous(claimed)
+    close_own_connection(alias_of(credential))
+    try:
+        # In a thread: a signal may raise an exception in this one, such as Celery's soft time
+        # limit. The answer is read and stored before that exception continues.
+        with AttemptPool(1) as pool:
+            pool.start(claimed)
+            (result,) = pool.results()
+    finally:
+        _end_of(credential).set()
+    if result.error is None:
+        copy_from(credential, claimed.credential)
+    else:
+        # Deleted meanwhile: result.error explains more.
+        with suppress(ReauthorizationRequired):
+            reload(credential)
+    if _requires_action(result, claimed):
+        alerts.send_pending(alias_of(credential))
+    if result.error is not None:
+        raise result.error
+
+
+def _requires_action(result: AttemptResult, claimed: Claim) -> bool:
+    """Whether the account is lost, its client is rejected, or it was overdue: no worker runs."""
+    if isinstance(result.error, ReauthorizationRequired | ClientRejected):
+        return True
+    late = timedelta(seconds=conf.OVERDUE_SECONDS)
+    return claimed.due_at is not None and claimed.due_at < claimed.credential.now - late
+
+
+def _require_retry_is_due(credential: CredentialRow) -> None:
+    """Raise ``TemporarilyUnavailable`` during the pause after a failure."""
+    if pause := _seconds_to_wait(credential):
+        credential.refresh_token  # noqa: B018  # raises for a wrong key, which no retry resolves
+        raise TemporarilyUnavailable(credential.last_error, retry_after=pause)
+
+
+def _seconds_to_wait(credential: CredentialRow) -> float:
+    """Return the rest of the pause after a failure, or 0."""
+    if not credential.is_retrying or credential.refresh_at is None:
+        return 0.0
+    return max(0.0, (credential.refresh_at - credential.now).total_seconds())
+
+
+def _wait_for_other(
+    credential: CredentialRow, seen: int, *, force: bool, user: AbstractBaseUser | None
+) -> Claim | None:
+    """Wait until another process or thread has refreshed the generation that was seen.
+
+    :returns: a claim for this process if the other one ended without a new token pair, else
+        ``None``.
+    """
+    failures, ends_at = None, time.monotonic() + conf.WAIT_SECONDS
+    while True:
+        is_over = _end_of(credential)  # before the check, or an end right after it is missed
+        leased = reload(credential)
+        if credential.generation != seen or recover(credential, leased=leased):
+            return None
+        if credential.status != Status.CONNECTED and not (force and credential.may_be_refreshed):
+            raise reauthorization_error(credential)
+        if not leased:
+            if failures is not None and credential.failures > failures:
+                _require_retry_is_due(credential)
+            breaker.require_closed(alias_of(credential), credential.application)
+            if claimed := claim(credential, seen=seen, force=force, user=user):
+                return claimed
+        failures = credential.failures if failures is None else failures
+        close_own_connection(alias_of(credential))
+        if (left := ends_at - time.monotonic()) <= 0:
+            raise RefreshInProgress(
+                f"Another process has been refreshing {credential} for "
+                f"{conf.WAIT_SECONDS:g} seconds."
+            )
+        pause = POLL_SECONDS * random.uniform(1.0, 1.25)  # noqa: S311  # only spreads the checks
+        is_over.wait(pause if left - pause > POLL_SECONDS else left)
+
+
+def _end_of(credential: CredentialRow) -> threading.Event:
+    """Return the event that this process's refresh of the credential sets at its end."""
+    key = (alias_of(credential), credential.pk)
+    if (is_over := _ends.get(key)) is None or is_over.is_set():
+        is_over = _ends[key] = threading.Event()
+    return is_over

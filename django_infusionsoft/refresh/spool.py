@@ -1,0 +1,334 @@
+"""The spool: a directory of encrypted token pairs that are not in the database yet.
+
+A token pair (access and refresh token) is written here as soon as it has been read, so that it
+survives the death of its process, and removed once it is stored. It is not forced to the disk:
+that would take as long as storing it. If storing fails, it is, and the pair waits for the next run
+or for a caller who needs an access token.
+"""
+
+import json
+import logging
+import math
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.fernet import InvalidToken
+from django.views.decorators.debug import sensitive_variables
+
+from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import ConfigurationError, SpoolError
+from django_infusionsoft.fields import get_cipher
+from django_infusionsoft.keap.oauth import TokenPair, is_token
+from django_infusionsoft.text import quoted
+
+logger = logging.getLogger("django_infusionsoft")
+
+# A process is storing it, or died before that.
+IN_FLIGHT: Final = ".reply"
+# Storing it failed, and so did releasing the lease: no need to wait until that expires.
+WAITING: Final = ".pair"
+# An empty file is being written, or was left by a crash a while ago.
+EMPTY_SECONDS: Final = 3600.0
+# How long a directory that was checked is not checked again: each call of the system makes the
+# threads of a run wait for each other.
+CHECK_SECONDS: Final = 10.0
+_checked_at: Final[dict[Path, float]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolKey:
+    """Identifies the answer to one generation's refresh token."""
+
+    database: str
+    """``NAME`` of the database. Not its host, which changes when a database is moved."""
+    credential_id: int
+    generation: int
+    fingerprint: str
+    """Of the refresh token that was presented: the row must still have it. It tells databases of
+    the same name apart."""
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its suffix. It contains no secret."""
+        credential = f"{self.credential_id}-{self.generation}-{self.fingerprint}"
+        return f"{_site(self.database)}-{credential}"
+
+
+@dataclass(slots=True)
+class SpooledPair:
+    """One token pair in the spool, or to be written there."""
+
+    key: SpoolKey
+    pair: TokenPair = field(repr=False)
+    path: Path | None = None
+    """``None`` if it is not written."""
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether it is in the spool, and storing it has not failed."""
+        return self.path is not None and self.path.suffix == IN_FLIGHT
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago it was written; 0 if it is gone."""
+        try:
+            return time.time() - self.path.stat().st_mtime if self.path else 0.0
+        except FileNotFoundError:
+            return 0.0
+
+    def fsync(self) -> bool:
+        """Force the pair to the disk, for another process; return whether that succeeded."""
+        try:
+            folder = _folder()
+            if folder is None:
+                return False
+            if self.path is None:
+                self.path = _write(folder, self.key, self.pair)
+            pending = self.path.with_suffix(WAITING)
+            _sync(self.path)
+            self.path = self.path.replace(pending)
+            _sync(folder)
+        except (OSError, ConfigurationError):
+            logger.exception("spool_not_written credential=%s", self.key.credential_id)
+            return False
+        return True
+
+    def discard(self) -> None:
+        """Remove the pair: it is stored, or no row needs it any more."""
+        if self.path is None:
+            return
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError:  # the next run finds it, and knows that it is not needed
+            logger.exception("spool_not_emptied file=%s", self.path)
+        self.path = None
+
+
+@sensitive_variables()
+def save(key: SpoolKey, pair: TokenPair) -> SpooledPair:
+    """Write the pair before it is stored. Errors are only logged: the spool is a second safety."""
+    spooled = SpooledPair(key, pair)
+    try:
+        if folder := _folder():
+            spooled.path = _write(folder, key, pair)
+    except Exception:
+        logger.exception("spool_not_written credential=%s", key.credential_id)
+    return spooled
+
+
+def load(key: SpoolKey) -> SpooledPair | None:
+    """Return the token pair that this key's refresh token was already exchanged for, if any.
+
+    :raises SpoolError: it exists and cannot be read.
+    """
+    folder = _existing_folder()
+    if folder is None:
+        return None
+    # In the order in which a file changes its name, so that none is missed.
+    for suffix in (IN_FLIGHT, WAITING):
+        spooled = _read(folder / f"{key.stem}{suffix}")
+        if spooled is not None and spooled.key == key:
+            return spooled
+    return None
+
+
+def pending(database: str) -> Iterator[SpooledPair]:
+    """Yield a database's pairs in the spool, in flight or not; log those that cannot be read."""
+    folder = _existing_folder()
+    if folder is None:
+        return
+    for path in sorted(folder.glob(f"{_site(database)}-*-*")):
+        try:
+            spooled = _read(path)
+        except SpoolError as error:
+            logger.error("spool_unreadable error=%s", quoted(error))
+            continue
+        if spooled is not None and spooled.key.database == database:
+            yield spooled
+
+
+def check() -> str:
+    """Return why the spool cannot be written, or the empty string, without changing anything."""
+    try:
+        path = _path()
+        if path is None:
+            return ""
+        if os.path.lexists(path):
+            _require_ours(path)
+        existing = next(each for each in (path, *path.parents) if each.exists())
+    except (OSError, ConfigurationError) as error:
+        return str(error)
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable."
+
+
+def _path() -> Path | None:
+    configured = os.fspath(conf.SPOOL_DIR)
+    return _path_of(configured, os.geteuid()) if configured else None
+
+
+@lru_cache
+def _path_of(configured: str, uid: int) -> Path:
+    return Path(configured.replace("{uid}", str(uid)))
+
+
+def _existing_folder() -> Path | None:
+    """Return the directory if it exists. One that is not safe to use is logged and ignored."""
+    try:
+        path = _path()
+        if path is None:
+            return None
+        _require_ours(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ConfigurationError):
+        logger.exception("spool_not_read")
+        return None
+    return path
+
+
+def _folder() -> Path | None:
+    """Return the directory, created if need be; ``None`` if none is configured.
+
+    :raises SpoolError: it belongs to another user, or is open to others.
+    """
+    path, now = _path(), time.monotonic()
+    if path is None or now - _checked_at.get(path, -math.inf) < CHECK_SECONDS:
+        return path
+    try:
+        _require_ours(path)
+    except FileNotFoundError:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_ours(path)
+    _checked_at[path] = now
+    return path
+
+
+def _require_ours(path: Path) -> None:
+    """Check that only this user can use the directory: any user can create one in /var/tmp.
+
+    :raises SpoolError: it is no directory, belongs to another user, or is open to others.
+    """
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise SpoolError(f"INFUSIONSOFT_SPOOL_DIR: {path} is a file or a link, not a directory.")
+    if found.st_uid != os.geteuid():
+        raise SpoolError(
+            f"INFUSIONSOFT_SPOOL_DIR: {path} belongs to another user. Use a directory for each "
+            f"user, or run all processes of the site as the same user."
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise SpoolError(
+            f"INFUSIONSOFT_SPOOL_DIR: {path} is accessible to other users: chmod 700 it."
+        )
+
+
+@sensitive_variables()
+def _write(folder: Path, key: SpoolKey, pair: TokenPair) -> Path:
+    content = {
+        "database": key.database,
+        "credential": key.credential_id,
+        "generation": key.generation,
+        "presented": key.fingerprint,
+        "access_token": pair.access_token,
+        "refresh_token": pair.refresh_token,
+        "expires_in": pair.expires_in,
+        "account": pair.account,
+        "received_at": time.time() - (pair.expires_in - pair.seconds_left),
+    }
+    sealed = get_cipher().encrypt(json.dumps(content).encode())
+    path = folder / f"{key.stem}{IN_FLIGHT}"
+    # Not under another name first: readers skip an empty file, and one call writes all of it.
+    descriptor = _create(path)
+    try:
+        try:
+            _write_all(descriptor, sealed)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:  # the directory was removed after it was checked
+        _checked_at.clear()
+        _folder()
+        return os.open(path, flags, 0o600)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    # A nearly full disk accepts a part of it.
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+@sensitive_variables()
+def _read(path: Path) -> SpooledPair | None:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            sealed = file.readall()
+        if not sealed:
+            if time.time() - path.stat().st_mtime > EMPTY_SECONDS:
+                path.unlink()
+            return None
+        return _spooled_pair(path, json.loads(get_cipher().decrypt(sealed)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SpoolError(
+            f"{path} contains a token pair and cannot be read ({error.strerror}): run all "
+            f"processes of the site as the same user."
+        ) from None
+    except InvalidToken:
+        raise SpoolError(
+            f"No key in INFUSIONSOFT_ENCRYPTION_KEYS can decrypt {path}, which contains a token "
+            f"pair: restore the key that it was encrypted with, or remove the file."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # Without the cause, which may contain a secret.
+        raise SpoolError(f"{path} contains data that this version does not recognize.") from None
+
+
+def _spooled_pair(path: Path, content: dict[str, Any]) -> SpooledPair:
+    # The wall clock, because another process wrote it, on the same machine: only setting the clock
+    # makes it wrong, and never by more than the pair's lifetime.
+    age = max(0.0, time.time() - content["received_at"])
+    pair = TokenPair(
+        access_token=content["access_token"],
+        refresh_token=content["refresh_token"],
+        expires_in=content["expires_in"],
+        account=content["account"],
+        received_at=time.monotonic() - age,
+    )
+    if not (is_token(pair.access_token) and is_token(pair.refresh_token or pair.access_token)):
+        raise ValueError
+    key = SpoolKey(
+        content["database"], content["credential"], content["generation"], content["presented"]
+    )
+    return SpooledPair(key, pair, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache
+def _site(database: str) -> str:
+    return sha256(database.encode()).hexdigest()[:8]

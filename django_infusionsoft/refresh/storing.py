@@ -1,0 +1,277 @@
+"""Step 3 of a refresh: store the outcome of an attempt.
+
+Nothing that can fail stands between the reply and the one statement that stores it. Until then the
+reply is in the spool, so that it survives the death of this process.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from django.db import Error
+from django.db.models import F
+from django.utils import translation
+from django.views.decorators.debug import sensitive_variables
+
+from django_infusionsoft.choices import EventKind, Outcome, Reason, Status
+from django_infusionsoft.exceptions import (
+    ClientRejected,
+    ConfigurationError,
+    DatabaseBusy,
+    DecryptionError,
+    GatewayFailed,
+    InfusionsoftError,
+    OutcomeUnknown,
+    RateLimited,
+    ReauthorizationRequired,
+    RefreshInProgress,
+    SpoolError,
+    TemporarilyUnavailable,
+)
+from django_infusionsoft.fields import seal
+from django_infusionsoft.keap import oauth
+from django_infusionsoft.monitoring import history
+from django_infusionsoft.refresh import breaker, spool, timing
+from django_infusionsoft.refresh.leases import held
+from django_infusionsoft.refresh.sending import Attempt
+from django_infusionsoft.refresh.timing import Plan
+from django_infusionsoft.storage.applications import from_now
+from django_infusionsoft.storage.credentials import (
+    NO_LEASE,
+    CredentialRow,
+    alias_of,
+    apply_columns,
+    reload,
+)
+from django_infusionsoft.storage.database import DatabaseNow, own_transaction, persist, update_row
+from django_infusionsoft.text import quoted
+
+logger = logging.getLogger("django_infusionsoft")
+
+# What each new token pair changes in the same way.
+RENEWED: Final[Mapping[str, Any]] = {
+    "status": Status.CONNECTED.value,
+    "reason": "",
+    "failures": 0,
+    "unanswered_attempts": 0,
+    "may_be_rotated": False,
+    "last_error": "",
+    **NO_LEASE,
+}
+# The history follows. If this process dies before, the next run adds what is missing.
+REFRESHED: Final[Mapping[str, Any]] = {**RENEWED, "is_unreported": True}
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """An attempt whose outcome is in the database."""
+
+    attempt: Attempt
+    outcome: Outcome
+    error: InfusionsoftError | None = None
+    """The exception for the caller; ``None`` if the credential has a valid access token now."""
+    kind: EventKind | None = None
+    """The kind of its event, if it gets one."""
+
+
+def record_outcome(
+    attempt: Attempt, *, retry_delays: Iterator[float] | None = None
+) -> AttemptResult:
+    """Store the outcome.
+
+    If an exception interrupts this (Ctrl-C, Celery's time limit), it is raised afterwards: without
+    a spool the reply exists nowhere else.
+
+    :param retry_delays: the pauses of ``persist``, if several attempts share them.
+    """
+    try:
+        return _record(attempt, retry_delays)
+    except (Error, DatabaseBusy):  # persist() has retried for long enough
+        raise
+    except BaseException:
+        _record(attempt, retry_delays)
+        raise
+
+
+def _record(attempt: Attempt, retry_delays: Iterator[float] | None) -> AttemptResult:
+    try:
+        match attempt.reply:
+            case spool.SpooledPair() as spooled:
+                return _store(attempt, spooled, retry_delays)
+            case ReauthorizationRequired() as error:
+                return _mark_rejected(attempt, error)
+            case InfusionsoftError() as error:
+                return _schedule_retry(attempt, outcome_of(error), error)
+    except ReauthorizationRequired as gone:  # the row was deleted during the request
+        logger.warning("reply_without_a_row credential=%s", attempt.credential.pk)
+        return AttemptResult(attempt, Outcome.REJECTED, gone)
+
+
+def outcome_of(error: InfusionsoftError) -> Outcome:
+    """Return an error's outcome for the history."""
+    match error:
+        case ReauthorizationRequired():
+            return Outcome.REJECTED
+        case DecryptionError() | SpoolError():
+            return Outcome.UNREADABLE
+        case ConfigurationError():
+            return Outcome.MISCONFIGURED
+        case OutcomeUnknown() if not isinstance(error, GatewayFailed):
+            return Outcome.UNKNOWN
+    return Outcome.UNAVAILABLE
+
+
+@sensitive_variables()
+def _store(
+    attempt: Attempt, spooled: spool.SpooledPair, retry_delays: Iterator[float] | None
+) -> AttemptResult:
+    """Store the token pair if the generation still matches."""
+    credential, pair = attempt.credential, spooled.pair
+    alias, is_recovery = alias_of(credential), attempt.seconds is None
+    if is_recovery:
+        reload(credential)  # for the database's clock, which a claim has read already
+    columns = columns_for(pair, seed=str(credential), plan=attempt.plan, now=credential.now)
+    columns["generation"] = attempt.generation + 1
+    columns["presented_fingerprint"] = attempt.fingerprint
+
+    def write() -> int:
+        same = {"id": credential.pk, "generation": attempt.generation}
+        return update_row(alias, type(credential), columns, where=same, constants=REFRESHED)
+
+    who = f"credential={credential.pk} account={credential.account}"
+    is_ours = bool(persist(alias, write, what=who, fsync=spooled.fsync, retry_delays=retry_delays))
+    spooled.discard()
+    if is_ours:
+        apply_columns(credential, {**columns, **REFRESHED})
+        kind = EventKind.RECOVERED if is_recovery else EventKind.REFRESHED
+        return AttemptResult(attempt, Outcome.OK, kind=kind)
+    reload(credential)
+    # Only the database's answer was lost, or another process found the pair in the spool first.
+    if not is_stored(credential, spooled):
+        return AttemptResult(attempt, Outcome.OK, kind=EventKind.LATE_REPLY_DROPPED)
+    # A request to Keap is always reported; a recovery, by the process that stored the pair.
+    return AttemptResult(attempt, Outcome.OK, kind=None if is_recovery else EventKind.REFRESHED)
+
+
+def is_stored(credential: CredentialRow, spooled: spool.SpooledPair) -> bool:
+    """Whether the row has or had this token pair, as far as the instance and the history know."""
+    with suppress(DecryptionError):
+        if credential.access_token == spooled.pair.access_token:
+            return True
+    return history.knows_answer(credential, spooled.key.fingerprint)
+
+
+def columns_for(
+    pair: oauth.TokenPair, *, seed: str, plan: Plan, now: datetime | DatabaseNow
+) -> dict[str, Any]:
+    """Return a new token pair's columns besides ``RENEWED``; all times are relative to ``now``."""
+    seconds_left = pair.seconds_left
+    delay = plan.delay(seconds_left, seed=seed, now=datetime.now(UTC))
+    columns: dict[str, Any] = {
+        "access_token": seal(pair.access_token),
+        "issued_at": now,
+        "expires_at": now + timedelta(seconds=seconds_left),
+        "refresh_at": now + timedelta(seconds=delay),
+    }
+    if pair.refresh_token is not None:
+        columns["refresh_token"] = seal(pair.refresh_token)
+    return columns
+
+
+def _mark_rejected(attempt: Attempt, error: ReauthorizationRequired) -> AttemptResult:
+    """Accept a rejection only if the generation and the lease are still the attempt's."""
+    credential = attempt.credential
+    is_lost = credential.unanswered_attempts or credential.may_be_rotated
+    default_reason = Reason.ROTATION_LOST if is_lost else Reason.REVOKED
+    is_current = _write(
+        attempt,
+        status=Status.REAUTHORIZATION_REQUIRED,
+        reason=error.reason or default_reason,
+        last_error=str(error),
+        refresh_at=None,
+        # A mail may have reported an earlier loss, and none yet that it was resolved.
+        is_alerted=False,
+    )
+    reload(credential)
+    if not is_current:
+        return _superseded(attempt)
+    kind = EventKind.REAUTHORIZATION_REQUIRED
+    return AttemptResult(attempt, Outcome.REJECTED, reauthorization_error(credential), kind)
+
+
+def _schedule_retry(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> AttemptResult:
+    """Keep the token pair, release the lease, and set the time of the next attempt."""
+    credential, pause = attempt.credential, None
+    columns = _uncertainty(error)
+    is_failure = outcome != Outcome.MISCONFIGURED and not isinstance(error, RefreshInProgress)
+    if is_failure:
+        pause = timing.backoff(credential.failures + 1, seed=str(credential))
+        if isinstance(error, TemporarilyUnavailable):
+            pause = max(pause, error.retry_after or 0.0)
+        columns |= {"failures": F("failures") + 1, "last_error": str(error)}
+    elif isinstance(error, RefreshInProgress):  # too little was left of the lease
+        pause = timing.backoff(1, seed="")
+    # Before the lease is released, so that no other worker sends a request in between.
+    if not _report_to_breaker(credential, error):
+        pause = timing.backoff(1, seed=str(credential))
+    due_at = attempt.due_at or DatabaseNow()
+    columns["refresh_at"] = due_at if pause is None else from_now(pause)
+    if not _write(attempt, **columns):
+        reload(credential)
+        return _superseded(attempt)
+    if not (attempt.fingerprint or is_failure):
+        # Nothing was sent. An event would repeat with every run.
+        level = logging.ERROR if outcome == Outcome.MISCONFIGURED else logging.WARNING
+        logger.log(level, "%s credential=%s error=%s", outcome.value, credential.pk, quoted(error))
+        return AttemptResult(attempt, outcome, error)
+    return AttemptResult(attempt, outcome, error, EventKind.REFRESH_FAILED)
+
+
+def _uncertainty(error: InfusionsoftError) -> dict[str, Any]:
+    """Return the columns that say whether Keap may have acted on the request."""
+    if isinstance(error, GatewayFailed):
+        return {"may_be_rotated": True}
+    if isinstance(error, OutcomeUnknown):
+        return {"unanswered_attempts": F("unanswered_attempts") + 1}
+    return {}
+
+
+def _report_to_breaker(credential: CredentialRow, error: InfusionsoftError) -> bool:
+    """Pass the error to the breaker; return False if the client is rejected only here."""
+    if not isinstance(error, ClientRejected | OutcomeUnknown | RateLimited):
+        return True
+    try:
+        alias, application = alias_of(credential), credential.application
+        return breaker.trip(alias, application, credential.client, error)
+    except (Error, DatabaseBusy):
+        # The outcome must still be stored and reported.
+        logger.exception("breaker_not_written credential=%s", credential.pk)
+        return True
+
+
+def _write(attempt: Attempt, **columns: Any) -> int:
+    """Release the lease and write the columns, if lease and generation are still the attempt's."""
+    credential = attempt.credential
+    with own_transaction(alias_of(credential)):
+        row = held(credential, attempt.lease_id, attempt.generation)
+        return row.update(**columns, **NO_LEASE)
+
+
+def _superseded(attempt: Attempt) -> AttemptResult:
+    """Return the result if the row has a newer token pair by now, or another process's lease."""
+    if attempt.credential.generation != attempt.generation:
+        return AttemptResult(attempt, Outcome.OK)
+    busy = RefreshInProgress(f"Another process is refreshing {attempt.credential}.")
+    return AttemptResult(attempt, Outcome.UNAVAILABLE, busy)
+
+
+def reauthorization_error(credential: CredentialRow) -> ReauthorizationRequired:
+    """Return the exception for a credential that must be reconnected."""
+    with translation.override(None):  # exceptions are in English, like all others
+        why = str(credential.get_reason_display() or credential.get_status_display())
+    return ReauthorizationRequired(
+        f"{credential} must be reconnected: {why}.", reason=credential.reason
+    )

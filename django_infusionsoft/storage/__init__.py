@@ -1,0 +1,1 @@
+"""The models' columns, and what can be derived from them."""

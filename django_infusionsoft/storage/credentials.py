@@ -1,0 +1,285 @@
+"""A credential's columns, and what can be derived from them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from django.apps import apps
+from django.conf import settings
+from django.db import models, router
+from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from django_infusionsoft.choices import Condition, Reason, Status
+from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import ReauthorizationRequired
+from django_infusionsoft.fields import EncryptedTextField
+from django_infusionsoft.keap.oauth import Client
+from django_infusionsoft.keap.transport import lease_seconds
+from django_infusionsoft.storage.applications import Application, client_of
+from django_infusionsoft.storage.database import DatabaseNow, own_transaction
+
+# The columns that other processes change.
+SHARED_FIELDS: Final = (
+    "access_token",
+    "refresh_token",
+    "expires_at",
+    "issued_at",
+    "generation",
+    "status",
+    "reason",
+    "failures",
+    "unanswered_attempts",
+    "may_be_rotated",
+    "last_error",
+    "refresh_at",
+)
+_applying = threading.Lock()
+# The columns of a row without a lease.
+NO_LEASE: Final[Mapping[str, Any]] = {
+    "lease_until": None,
+    "lease_id": "",
+    "lease_holder": "",
+    "lease_is_used": False,
+}
+
+
+class CredentialRow(models.Model):
+    """One account's grant to one application: the token pair and its state."""
+
+    Status = Status
+    Reason = Reason
+
+    application = models.ForeignKey(
+        Application,
+        verbose_name=_("application"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="credentials",
+        help_text=_("If empty, the client in the settings is used."),
+    )
+    # Makes "no application" a value: in a unique constraint NULL differs from NULL.
+    application_key = models.GeneratedField(
+        expression=Coalesce("application_id", 0),
+        output_field=models.BigIntegerField(),
+        db_persist=True,
+    )
+    # NULL if Keap has not named it: several rows may have none.
+    account = models.CharField(_("account"), max_length=100, null=True, blank=True)  # noqa: DJ001
+    account_name = models.CharField(_("account name"), max_length=200, blank=True)
+    authorized_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("authorized by"),
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+    )
+    keap_user = models.CharField(_("Keap user"), max_length=200, blank=True)
+    keap_user_is_admin = models.BooleanField(_("Keap user is an administrator"), null=True)
+
+    access_token = EncryptedTextField(_("access token"))
+    refresh_token = EncryptedTextField(_("refresh token"))
+    generation = models.PositiveBigIntegerField(_("generation"), default=0)
+    issued_at = models.DateTimeField(_("last refresh"))
+    expires_at = models.DateTimeField(_("access token expires"))
+    connected_at = models.DateTimeField(_("connected"))
+
+    status = models.CharField(
+        _("status"), max_length=30, choices=Status.choices, default=Status.CONNECTED
+    )
+    reason = models.CharField(_("reason"), max_length=30, choices=Reason.choices, blank=True)
+    refresh_at = models.DateTimeField(_("next refresh"), null=True)
+    failures = models.PositiveIntegerField(_("consecutive failures"), default=0)
+    unanswered_attempts = models.PositiveIntegerField(_("unanswered attempts"), default=0)
+    # Whether a gateway replied in Keap's place, which may have rotated the refresh token.
+    may_be_rotated = models.BooleanField(default=False, editable=False)
+    last_error = models.TextField(_("last error"), blank=True)
+    lease_until = models.DateTimeField(null=True, editable=False)
+    lease_id = models.CharField(max_length=32, blank=True, editable=False)
+    lease_holder = models.CharField(max_length=100, blank=True, editable=False)
+    # Whether its holder may have presented the refresh token.
+    lease_is_used = models.BooleanField(default=False, editable=False)
+    # Whether the history lacks the last refresh, and the refresh token that this presented.
+    is_unreported = models.BooleanField(default=False, editable=False)
+    presented_fingerprint = models.CharField(max_length=12, blank=True, editable=False)
+    # Whether a mail has reported that the account must be reconnected.
+    is_alerted = models.BooleanField(default=False, editable=False)
+
+    # How far this machine's clock was ahead of the database's when the row was last read.
+    clock_offset = timedelta(0)
+
+    if TYPE_CHECKING:
+        application_id: int | None
+
+    class Meta:
+        abstract = True
+        verbose_name = _("credential")
+        verbose_name_plural = _("credentials")
+        ordering = ["account", "pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["application_key", "account"],
+                name="infusionsoft_one_row_per_account",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
+            models.Index(fields=["account"], name="infusionsoft_account"),
+            # With all columns of a summary's counts, so that the rows need not be read.
+            models.Index(fields=["status", "failures"], name="infusionsoft_status"),
+            models.Index(fields=["is_alerted", "status"], name="infusionsoft_alerted"),
+            models.Index(fields=["is_unreported"], name="infusionsoft_unreported"),
+        ]
+        # One for each action of a user. Rows cannot be added or changed by hand.
+        default_permissions = ("view", "delete")
+        permissions = [
+            ("connect_credential", _("Can connect credential")),
+            ("refresh_credential", _("Can refresh credential")),
+            ("disconnect_credential", _("Can disconnect credential")),
+        ]
+
+    def __str__(self) -> str:
+        return self.account or f"#{self.pk}"
+
+    @property
+    def client(self) -> Client:
+        """The application's client, or the client in the settings if it has none.
+
+        :raises ConfigurationError: it is not configured.
+        """
+        return client_of(self.application)
+
+    @property
+    def condition(self) -> Condition:
+        """The state that users see."""
+        if self.status == Status.DISCONNECTED:
+            return Condition.DISCONNECTED
+        if self.status == Status.REAUTHORIZATION_REQUIRED:
+            return Condition.NEEDS_ATTENTION
+        if self.lease_until is not None and self.lease_until > self.now:
+            return Condition.REFRESHING
+        return Condition.RETRYING if self.is_retrying else Condition.CONNECTED
+
+    @property
+    def is_retrying(self) -> bool:
+        """Whether the last attempt failed, and the next run retries automatically."""
+        return self.status == Status.CONNECTED and self.failures > 0
+
+    @property
+    def may_be_refreshed(self) -> bool:
+        """Whether ``refresh()`` presents the refresh token, even after two attempts without an
+        answer.
+        """
+        return self.status == Status.CONNECTED or self.reason == Reason.UNANSWERED
+
+    @property
+    def now(self) -> datetime:
+        """The time by the database's clock, as far as known: all times of the row follow it."""
+        return timezone.now() - self.clock_offset
+
+    @property
+    def has_valid_access_token(self) -> bool:
+        """Whether the access token has not expired."""
+        return self.now < self.expires_at
+
+    @property
+    def has_fresh_access_token(self) -> bool:
+        """Whether the access token expires late enough that it need not be refreshed now."""
+        lifetime = self.expires_at - self.issued_at
+        leeway = min(timedelta(seconds=conf.EXPIRY_LEEWAY_SECONDS), lifetime / 10)
+        return self.now < self.expires_at - leeway
+
+
+Row = TypeVar("Row", bound=CredentialRow)
+
+
+def credential_model() -> type[CredentialRow]:
+    """Return ``models.Credential``, which this module must not import."""
+    return apps.get_model("django_infusionsoft", "Credential")
+
+
+def alias_of(credential: CredentialRow) -> str:
+    return router.db_for_write(type(credential), instance=credential)
+
+
+def row_of(credential: CredentialRow) -> QuerySet[CredentialRow]:
+    return type(credential)._base_manager.using(alias_of(credential)).filter(pk=credential.pk)
+
+
+def in_condition(condition: Condition) -> Q:
+    """Whether a row is in this condition, by the database's clock."""
+    is_alive = Q(status=Status.CONNECTED)
+    match condition:
+        case Condition.NEEDS_ATTENTION:
+            return Q(status=Status.REAUTHORIZATION_REQUIRED)
+        case Condition.DISCONNECTED:
+            return Q(status=Status.DISCONNECTED)
+        case Condition.REFRESHING:
+            # The lease decides. ``refresh_at``, which is the lease's end meanwhile, has an index.
+            # Twice, because another machine may have other settings.
+            now, longest = DatabaseNow(), timedelta(seconds=2 * lease_seconds())
+            is_soon = Q(refresh_at__gt=now, refresh_at__lte=now + longest)
+            return is_alive & is_soon & Q(lease_until__gt=now)
+        case Condition.RETRYING:
+            return is_alive & Q(failures__gt=0) & is_idle()
+        case Condition.CONNECTED:
+            return is_alive & Q(failures=0) & is_idle()
+
+
+def is_idle() -> Q:
+    """Whether no lease is alive, by the database's clock."""
+    return Q(lease_until__isnull=True) | Q(lease_until__lte=DatabaseNow())
+
+
+def is_leased() -> ExpressionWrapper[Any]:
+    """Whether a row's lease is alive, by the database's clock."""
+    return ExpressionWrapper(Q(lease_until__gt=DatabaseNow()), BooleanField())
+
+
+def reload(credential: CredentialRow) -> bool:
+    """Read what other processes have written; return whether a lease is alive.
+
+    :raises ReauthorizationRequired: the credential has been deleted.
+    """
+    facts = {"is_leased": is_leased(), "database_now": DatabaseNow()}
+    with own_transaction(alias_of(credential)):
+        row = row_of(credential).annotate(**facts).values(*facts, *SHARED_FIELDS).first()
+    if row is None:
+        raise ReauthorizationRequired(
+            f"Credential {credential.pk} is not in the database: it was deleted, or the "
+            f"transaction that created it is not committed yet."
+        )
+    leased = bool(row.pop("is_leased"))
+    note_clock_offset(credential, row.pop("database_now"))
+    apply_columns(credential, row)
+    return leased
+
+
+def note_clock_offset(credential: CredentialRow, database_now: datetime) -> None:
+    """Remember how far this machine's clock is ahead of the database's."""
+    credential.clock_offset = timezone.now() - database_now
+
+
+def copy_from(credential: CredentialRow, other: CredentialRow) -> None:
+    """Update an instance from another one of the same row, without decrypting secrets."""
+    credential.clock_offset = other.clock_offset
+    apply_columns(credential, {name: other.__dict__[name] for name in SHARED_FIELDS})
+
+
+def apply_columns(credential: CredentialRow, columns: dict[str, Any]) -> None:
+    """Update an instance in one step, unless it has a newer generation.
+
+    Threads may share the instance, and one of them may have read the row long ago. Secrets are
+    encrypted.
+    """
+    with _applying:
+        known = credential.__dict__.get("generation")
+        if known is None or columns["generation"] >= known:
+            credential.__dict__.update(columns)

@@ -1,0 +1,301 @@
+"""Transactions independent of the caller's, and the database's clock."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connections,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model
+from django.db.models.functions import Now
+
+from django_infusionsoft.exceptions import DatabaseBusy
+
+T = TypeVar("T")
+View = TypeVar("View", bound=Callable[..., Any])
+
+logger = logging.getLogger("django_infusionsoft")
+
+RETRY_PAUSES: Final = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 10.0)
+# How long a second connection waits for a lock. If the caller's transaction holds it, it would
+# wait for ever.
+LOCK_TIMEOUT_SECONDS: Final = 5
+# How long a claim's transaction may be idle: it has two statements, and nothing between them.
+IDLE_TIMEOUT_SECONDS: Final = 5
+LOCKED_OUT: Final = (
+    "The current transaction prevents a second connection from writing to the database: refresh "
+    "the credential before the transaction, or commit the transaction first."
+)
+NO_CONNECTION: Final = (
+    "No database connection is available. A refresh inside a transaction needs a second one: "
+    "raise the limit (such as the pool's max_size), or refresh the credential before it."
+)
+
+
+class _Shared(threading.local):
+    """A thread's second connections, by alias."""
+
+    def __init__(self) -> None:
+        self.connections: dict[str, BaseDatabaseWrapper] = {}
+
+
+_shared: Final = _Shared()
+
+
+def retry_pauses() -> Iterator[float]:
+    """Return the pauses in seconds between the attempts to store something."""
+    return iter(RETRY_PAUSES)
+
+
+class DatabaseNow(Now):
+    """The database's clock, in UTC as Django stores datetimes: the same for every worker."""
+
+    def as_mysql(self, compiler: Any, connection: Any, **extra_context: Any) -> Any:
+        # CURRENT_TIMESTAMP is in the session's time zone, which Django does not set.
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **extra_context)
+
+
+def database_name(alias: str) -> str:
+    """Return the database's ``NAME``, which tells the sites of one machine apart."""
+    return str(connections.settings[alias]["NAME"])
+
+
+def outside_atomic_requests(view: View) -> View:
+    """Exempt a view from ``ATOMIC_REQUESTS`` for all databases.
+
+    A later error in the request must not undo what it stores.
+    """
+    for alias in connections:
+        transaction.non_atomic_requests(alias)(view)
+    return view
+
+
+@contextmanager
+def own_connection(alias: str) -> Iterator[None]:
+    """Let all own transactions in the block that need a second connection share one.
+
+    The first of them opens it. All other queries use the caller's connection.
+    """
+    if alias in _shared.connections:
+        yield
+        return
+    shared = _shared.connections[alias] = connections.create_connection(alias)
+    try:
+        yield
+    finally:
+        del _shared.connections[alias]
+        shared.close()
+
+
+def close_own_connection(alias: str) -> None:
+    """Close the second connection before something slow; the next own transaction reopens it."""
+    if shared := _shared.connections.get(alias):
+        shared.close()
+
+
+@contextmanager
+def own_transaction(alias: str) -> Iterator[None]:
+    """Let queries in the block commit on their own, even inside the caller's ``atomic()``.
+
+    A rotated token pair must survive the caller's rollback. If the caller holds a transaction, the
+    block uses a second connection. It joins the transaction of a ``TestCase``, whose data other
+    connections cannot see.
+
+    :raises DatabaseBusy: no second connection is available, or a lock blocks it: the caller has
+        locked the same row, or, on SQLite, has written, or has read without a write-ahead log.
+    """
+    current = connections[alias]
+    if not _is_held_by_caller(current):
+        yield
+        return
+    is_ready = False
+    with _second_connection(alias) as own:
+        connections[alias] = own
+        try:
+            own.set_autocommit(True)  # whatever the settings say
+            with _limited_lock_waits(own):
+                is_ready = True
+                yield
+        except OperationalError as error:
+            raise DatabaseBusy(LOCKED_OUT if is_ready else NO_CONNECTION) from error
+        finally:
+            connections[alias] = current
+
+
+@contextmanager
+def brief_transaction(alias: str) -> Iterator[None]:
+    """A transaction whose locks the database releases soon if this process is stopped."""
+    connection = connections[alias]
+    is_mariadb = connection.vendor == "mysql" and getattr(connection, "mysql_is_mariadb", False)
+    if is_mariadb:
+        _execute(connection, f"SET SESSION idle_transaction_timeout = {IDLE_TIMEOUT_SECONDS}")
+    try:
+        with transaction.atomic(using=alias):
+            if connection.vendor == "postgresql":
+                limit = f"idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_SECONDS}s'"
+                _execute(connection, f"SET LOCAL {limit}")
+            yield
+    finally:
+        if is_mariadb and connection.is_usable():
+            _execute(connection, "SET SESSION idle_transaction_timeout = DEFAULT")
+
+
+def update_row(
+    alias: str,
+    model: type[Model],
+    values: Mapping[str, Any],
+    *,
+    where: Mapping[str, Any],
+    constants: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
+    """Execute the ``UPDATE`` of ``filter(**where).update(**values, **constants)``.
+
+    For statements that run thousands of times with plain values: the ORM builds one in several
+    times the time that sending it takes (``benchmarks``, measure ``cpu``).
+
+    :param constants: values that are the same each time, and no parameters of the statement.
+    """
+    connection = connections[alias]
+    statement, fields = _update_of(
+        connection.vendor, model, tuple(values), tuple(constants.items()), tuple(where)
+    )
+    parameters = [
+        field.get_db_prep_save(value, connection)
+        for field, value in zip(fields, (*values.values(), *where.values()), strict=True)
+    ]
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return int(cursor.rowcount)
+    except DatabaseError:
+        if connection.in_atomic_block:
+            transaction.set_rollback(True, using=alias)
+        raise
+
+
+@cache
+def _update_of(
+    vendor: str,
+    model: type[Model],
+    values: tuple[str, ...],
+    constants: tuple[tuple[str, Any], ...],
+    where: tuple[str, ...],
+) -> tuple[str, list[Any]]:
+    """Return the statement and the fields of its parameters."""
+    backend = next(each for each in connections.all() if each.vendor == vendor)
+    quote, literal = backend.ops.quote_name, backend.schema_editor().quote_value
+    known: Mapping[str, Any] = {field.attname: field for field in model._meta.concrete_fields}
+
+    def assigned(name: str, value: str = "%s") -> str:
+        return f"{quote(known[name].column)} = {value}"
+
+    changes = [assigned(name) for name in values]
+    changes += [assigned(name, literal(value)) for name, value in constants]
+    conditions = " AND ".join(assigned(name) for name in where)
+    statement = f"UPDATE {quote(model._meta.db_table)} SET {', '.join(changes)} WHERE {conditions}"  # noqa: S608
+    return statement, [known[name] for name in (*values, *where)]
+
+
+def persist(
+    alias: str,
+    write: Callable[[], T],
+    *,
+    what: str,
+    fsync: Callable[[], bool] = lambda: False,
+    retry_delays: Iterator[float] | None = None,
+) -> T:
+    """Let ``write`` commit on its own; retry for half a minute while the database is unavailable.
+
+    ``write`` must be safe to repeat: it may have succeeded although the answer was lost.
+
+    :param what: identifies the token pair in the log.
+    :param fsync: stores the pair elsewhere, after a failure, and returns whether it did.
+    :param retry_delays: pauses that several calls share once ``fsync`` has succeeded.
+    :raises Exception: the last failure. The log then has a line ``pair_spooled``, or, if the pair
+        is lost with the process, ``pair_not_stored``, the only line at level CRITICAL.
+    """
+    pauses, is_safe = retry_pauses(), False
+    try:
+        while True:
+            try:
+                with own_transaction(alias):
+                    return write()
+            except (OperationalError, InterfaceError, InternalError, DatabaseBusy):
+                if connections[alias].needs_rollback:
+                    raise  # a TestCase's transaction, to which nothing can be written any more
+                logger.exception("pair_not_stored_yet %s", what)
+                is_safe = is_safe or fsync()
+                close_idle_connection(alias)
+                pause = next(retry_delays if is_safe and retry_delays else pauses, None)
+                if pause is None:
+                    raise
+                time.sleep(pause)
+    except BaseException:
+        if is_safe or fsync():
+            logger.error("pair_spooled %s", what)
+        else:
+            logger.critical("pair_not_stored %s", what)
+        raise
+
+
+def close_idle_connection(alias: str) -> None:
+    """Close a connection that may be lost, unless it is in a transaction."""
+    connection = connections[alias]
+    if not (connection.in_atomic_block or _is_held_by_caller(connection)):
+        connection.close()
+
+
+def _is_held_by_caller(connection: BaseDatabaseWrapper) -> bool:
+    blocks = connection.atomic_blocks
+    if blocks:
+        return not any(getattr(block, "_from_testcase", False) for block in blocks)
+    if connection.connection is None:
+        return not connection.settings_dict["AUTOCOMMIT"]
+    return not connection.get_autocommit()
+
+
+@contextmanager
+def _second_connection(alias: str) -> Iterator[BaseDatabaseWrapper]:
+    """Yield the shared connection unless it is in a transaction, otherwise a new one."""
+    own = shared = _shared.connections.get(alias)
+    if own is None or own.in_atomic_block:
+        own = connections.create_connection(alias)
+    try:
+        yield own
+    except BaseException:
+        own.close()  # it may be lost, or in the middle of an answer
+        raise
+    if own is not shared:
+        own.close()
+
+
+@contextmanager
+def _limited_lock_waits(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    if connection.vendor == "postgresql":
+        # In a transaction: with a pool, the next user would get a session's limit too.
+        with transaction.atomic(using=connection.alias):
+            _execute(connection, f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            yield
+        return
+    if connection.vendor == "mysql":
+        _execute(connection, f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_SECONDS}")
+    elif connection.vendor == "sqlite":
+        _execute(connection, f"PRAGMA busy_timeout = {LOCK_TIMEOUT_SECONDS * 1000}")
+    yield
+
+
+def _execute(connection: BaseDatabaseWrapper, statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)

@@ -1,0 +1,140 @@
+"""The base of the views of the authorization code grant (RFC 6749 section 4.1)."""
+
+from typing import Any
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.mixins import PermissionRequiredMixin
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import reverse
+from django.utils.decorators import method_decorator
+from django.utils.translation import gettext as _
+from django.views.debug import SafeExceptionReporterFilter
+from django.views.decorators.clickjacking import xframe_options_deny
+from django.views.generic import View
+
+from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import ConfigurationError
+from django_infusionsoft.fields import get_cipher
+from django_infusionsoft.keap import oauth
+from django_infusionsoft.models import Application
+from django_infusionsoft.storage.applications import client_of
+from django_infusionsoft.views.oauth_state import PendingAuthorization
+
+
+class ErrorPage(Exception):
+    """Ends the request with an error page.
+
+    :param detail: the technical cause, for site administrators.
+    :param pending: the authorization request that failed, so that the user can start it again.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        text: str,
+        *,
+        status: int,
+        detail: object = "",
+        pending: PendingAuthorization | None = None,
+    ) -> None:
+        super().__init__(title)
+        self.title, self.text, self.status = title, text, status
+        self.detail, self.pending = str(detail), pending
+
+
+class SecretsFilter(SafeExceptionReporterFilter):
+    """Hides sensitive variables on the debug page, too."""
+
+    def is_active(self, request: HttpRequest | None) -> bool:
+        return True
+
+
+class KeapView(PermissionRequiredMixin, View):
+    """Requires the permission, and keeps codes out of caches, referrers and frames.
+
+    An empty ``permission_required`` allows every user who is logged in. The names of the URLs are
+    reversed with the arguments of this request's URL.
+    """
+
+    permission_required: Any = "django_infusionsoft.connect_credential"
+    authorize_url_name = "django_infusionsoft:authorize"
+    callback_url_name = "django_infusionsoft:callback"
+    template_name: str
+    error_template_name = "django_infusionsoft/error.html"
+    referrer_policy = "no-referrer"
+    request: HttpRequest
+
+    @property
+    def user(self) -> AbstractBaseUser | None:
+        return self.request.user if self.request.user.is_authenticated else None
+
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        super().setup(request, *args, **kwargs)
+        request.exception_reporter_filter = SecretsFilter()
+
+    def has_permission(self) -> bool:
+        return self.user is not None and super().has_permission()
+
+    def handle_no_permission(self) -> HttpResponseRedirect:
+        if self.user is None:
+            return super().handle_no_permission()
+        raise ErrorPage(
+            _("You are not allowed to connect Keap accounts"),
+            _("Ask a site administrator for permission."),
+            status=403,
+        )
+
+    @method_decorator(xframe_options_deny)
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            response = super().dispatch(request, *args, **kwargs)
+        except ErrorPage as error_page:
+            response = self.render_error(error_page)
+        response.headers["Cache-Control"] = "no-store"
+        response.headers.setdefault("Referrer-Policy", self.referrer_policy)
+        return response
+
+    def render_error(self, error_page: ErrorPage) -> HttpResponse:
+        """Return the response for an error page."""
+        pending = error_page.pending
+        context = {
+            "error": error_page,
+            "retry_url": self._authorize_url(pending),
+            "back_url": pending.next_url if pending else "",
+        }
+        return render(self.request, self.error_template_name, context, status=error_page.status)
+
+    def _url(self, name: str, query: dict[str, Any] | None = None) -> str:
+        return reverse(name, args=self.args, kwargs=self.kwargs, query=query)
+
+    def _authorize_url(self, pending: PendingAuthorization | None) -> str:
+        parameters = pending and {
+            "application": pending.application_id,
+            "credential": pending.credential_id,
+            "next": pending.next_url,
+        }
+        query = {name: value for name, value in (parameters or {}).items() if value}
+        return self._url(self.authorize_url_name, query)
+
+
+def usable_client(application: Application | None) -> oauth.Client:
+    """Return the client, if a new token pair could also be stored.
+
+    :raises ConfigurationError: a setting is missing or invalid.
+    """
+    get_cipher()
+    conf.REFRESH_FRACTION  # noqa: B018
+    return client_of(application)
+
+
+def misconfigured(
+    error: ConfigurationError, pending: PendingAuthorization | None = None
+) -> ErrorPage:
+    return ErrorPage(
+        _("This site is not configured for Keap"),
+        _("Nothing was connected. A site administrator must fix the configuration first."),
+        detail=error,
+        status=503,
+        pending=pending,
+    )

@@ -1,0 +1,215 @@
+"""The callback: exchange the authorization code, and store the token pair."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import messages
+from django.db import Error as DatabaseError
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseRedirect,
+    QueryDict,
+)
+from django.shortcuts import render
+from django.utils.translation import gettext as _
+from django.views.decorators.debug import sensitive_variables
+
+from django_infusionsoft.exceptions import (
+    ConfigurationError,
+    GrantRejected,
+    TemporarilyUnavailable,
+)
+from django_infusionsoft.keap import oauth
+from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.storage.database import outside_atomic_requests
+from django_infusionsoft.views import oauth_state
+from django_infusionsoft.views.base import ErrorPage, KeapView, misconfigured, usable_client
+from django_infusionsoft.views.oauth_state import PendingAuthorization, StateError
+
+
+class CallbackView(KeapView):
+    """Checks the state, exchanges the code, stores the token pair (access and refresh token)."""
+
+    # Without HEAD: a link checker could use up the code.
+    http_method_names = ["get", "options"]
+    template_name = "django_infusionsoft/connected.html"
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """Return the view, outside ATOMIC_REQUESTS: a later error must not undo the connection."""
+        return outside_atomic_requests(super().as_view(**initkwargs))
+
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        super().setup(request, *args, **kwargs)
+        self._answer = request.GET
+        _remove_query(request)
+
+    def handle_no_permission(self) -> HttpResponseRedirect:
+        if self.user is not None:
+            return super().handle_no_permission()
+        # No redirect to a login page: its URL would contain the code.
+        raise ErrorPage(
+            _("You are not logged in to this site"),
+            _("Nothing was connected. Log in and start again."),
+            detail=_(
+                "If you are logged in, Keap redirected you to a different address than the one "
+                "where you started, or SESSION_COOKIE_SAMESITE is 'Strict'."
+            ),
+            status=403,
+        )
+
+    def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self.connected(*self._connect())
+
+    def connected(self, credential: Credential, pending: PendingAuthorization) -> HttpResponse:
+        """Return the response once the token pair is stored.
+
+        Override this to record which user or customer has the account.
+
+        :param pending: the authorization request, with ``next_url`` and, for a reconnection,
+            ``credential_id``.
+        """
+        expected = _expected_of(pending)
+        other = expected if expected != credential else None
+        if not pending.next_url:
+            context = {"credential": credential, "other": other}
+            return render(self.request, self.template_name, context)
+        self._add_message(credential, other)
+        return HttpResponseRedirect(pending.next_url)
+
+    def _add_message(self, credential: Credential, other: Credential | None) -> None:
+        names = {"account": credential, "other": other}
+        if other is None:
+            text = _("Account %(account)s is connected.") % names
+            messages.success(self.request, text, fail_silently=True)
+        else:
+            text = _(
+                "You chose account %(account)s at Keap, and it is now connected. Account "
+                "%(other)s is unchanged."
+            )
+            messages.warning(self.request, text % names, fail_silently=True)
+
+    @sensitive_variables()
+    def _connect(self) -> tuple[Credential, PendingAuthorization]:
+        pending = self._pending()
+        if "error" in self._answer:
+            raise _error_response(self._answer["error"], pending)
+        code = self._parameter("code")
+        if not code:
+            raise ErrorPage(
+                _("Keap sent no authorization code"),
+                _("Nothing was connected. Start again."),
+                status=400,
+                pending=pending,
+            )
+        credential = self._exchange(code, pending)
+        return credential.fetch_profile(), pending
+
+    def _pending(self) -> PendingAuthorization:
+        try:
+            return oauth_state.consume(self.request, self._parameter("state"))
+        except StateError:
+            raise ErrorPage(
+                _("This connection attempt is no longer open"),
+                _(
+                    "It has already been completed, took longer than ten minutes, or was not "
+                    "started in this browser. Nothing has changed. If the account is not "
+                    "connected yet, start again."
+                ),
+                detail=_(
+                    "If it was started in this browser, Keap redirected you to a different host "
+                    "name than the one where you started."
+                ),
+                status=400,
+            ) from None
+
+    def _exchange(self, code: str, pending: PendingAuthorization) -> Credential:
+        try:
+            application = _application_of(pending)
+            client, expected = usable_client(application), _expected_of(pending)
+            pair = oauth.exchange_code(client, code=code, redirect_uri=pending.redirect_uri)
+            return Credential.objects.connect(
+                pair, application=application, user=self.user, expected=expected
+            )
+        except GrantRejected as error:
+            raise ErrorPage(
+                _("Keap rejected the authorization code"),
+                _("It has already been used or has expired. Nothing was connected. Start again."),
+                status=400,
+                pending=pending,
+            ) from error
+        except ConfigurationError as error:
+            raise misconfigured(error, pending) from error
+        except TemporarilyUnavailable as error:
+            raise _unavailable(pending, error) from error
+        except DatabaseError as error:
+            raise ErrorPage(
+                _("The connection could not be stored"),
+                _("The database did not save it. Start again in a few minutes."),
+                status=503,
+                pending=pending,
+            ) from error
+
+    def _parameter(self, name: str) -> str:
+        """Return the value; empty where it is missing or repeated (RFC 6749 section 3.1)."""
+        values = self._answer.getlist(name)
+        return values[0] if len(values) == 1 else ""
+
+
+def _remove_query(request: HttpRequest) -> None:
+    """Remove the code and the state, so that they reach no log or error report."""
+    request.GET = QueryDict()
+    request.META["QUERY_STRING"] = ""
+    for name in {"REQUEST_URI", "RAW_URI"} & request.META.keys():  # uWSGI's, Gunicorn's
+        request.META[name] = request.META[name].partition("?")[0]
+
+
+def _application_of(pending: PendingAuthorization) -> Application | None:
+    if pending.application_id is None:
+        return None
+    application = Application.objects.filter(pk=pending.application_id).first()
+    if application is None:
+        raise ConfigurationError(_("The application has been deleted in the meantime."))
+    return application
+
+
+def _expected_of(pending: PendingAuthorization) -> Credential | None:
+    """Return the credential to reconnect, unless it has been deleted."""
+    if pending.credential_id is None:
+        return None
+    return Credential.objects.filter(pk=pending.credential_id).first()
+
+
+def _unavailable(pending: PendingAuthorization, detail: object = "") -> ErrorPage:
+    return ErrorPage(
+        _("Keap is not responding"),
+        _("Nothing was connected. Start again in a few minutes."),
+        detail=detail,
+        status=503,
+        pending=pending,
+    )
+
+
+def _error_response(error: str, pending: PendingAuthorization) -> ErrorPage:
+    """Return the page for an error code (RFC 6749 section 4.1.2.1).
+
+    The response's ``error_description`` is not shown: anyone can craft such a link.
+    """
+    if error in ("server_error", "temporarily_unavailable"):
+        return _unavailable(pending)
+    if error == "access_denied":
+        return ErrorPage(
+            _("Access was denied at Keap"),
+            _("Nothing was connected, and nothing has changed."),
+            status=403,
+            pending=pending,
+        )
+    return ErrorPage(
+        _("Keap rejected the request"),
+        _("Nothing was connected. A site administrator must look into the problem."),
+        detail=_("Check the client id, INFUSIONSOFT_SCOPE and the redirect URI."),
+        status=400,
+        pending=pending,
+    )

@@ -1,0 +1,61 @@
+"""Calls to the token endpoint: timeouts, forked processes and threads."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from django.test import override_settings
+
+from django_infusionsoft.exceptions import OutcomeUnknown, TemporarilyUnavailable
+from django_infusionsoft.keap import oauth
+from django_infusionsoft.sandbox import Sandbox, faults
+
+CLIENT = oauth.Client("sandbox-client", "sandbox-secret")
+SHORT_TIMEOUT = override_settings(INFUSIONSOFT_READ_TIMEOUT_SECONDS=0.3)
+
+
+def seconds_until_timeout(refresh_token: str) -> float:
+    """Return the seconds after which a call without a reply fails."""
+    started = time.monotonic()
+    with pytest.raises(OutcomeUnknown):
+        oauth.refresh(CLIENT, refresh_token)
+    return time.monotonic() - started
+
+
+@SHORT_TIMEOUT
+def test_every_call_without_a_reply_times_out(sandbox: Sandbox) -> None:
+    sandbox.plan(faults.latency_after(5), times=None)
+    refresh_tokens = [sandbox.issue("ab123")["refresh_token"] for _ in range(2)]
+    assert all(seconds_until_timeout(refresh_token) < 4 for refresh_token in refresh_tokens)
+
+
+@SHORT_TIMEOUT
+def test_call_without_a_reply_times_out_in_a_forked_process(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    oauth.probe(CLIENT)  # starts a thread that the child process does not have
+    sandbox.plan(faults.latency_after(5), times=None)
+    refresh_token = sandbox.issue("ab123")["refresh_token"]
+    child = os.fork()
+    if child == 0:
+        try:
+            (tmp_path / "waited").write_text(str(seconds_until_timeout(refresh_token)))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert float((tmp_path / "waited").read_text()) < 4
+
+
+def test_nothing_is_sent_when_no_thread_can_be_started(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(TemporarilyUnavailable, match="nothing was sent"):
+            oauth.probe(CLIENT)
+    assert sandbox.token_requests == []
