@@ -1,1 +1,1 @@
-"""What claims about performance and endurance rest on. Not part of what is released."""
+"""Measures the performance that the documentation claims. Not part of the released package."""

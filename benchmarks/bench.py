@@ -1,4 +1,4 @@
-"""What all measures of a sweep share: the sandbox, the sizes, and the sweeps themselves."""
+"""Runs the sweeps to measure: those of the app, and those to compare them with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Final
 
 from django.db import connection
 
-from benchmarks import stock
-from benchmarks.keap import Keap
+from benchmarks import credentials
+from benchmarks.sandbox_process import SandboxProcess
 from benchmarks.scales import Scale
-from benchmarks.timed import Timed, Timing, timed
+from benchmarks.timed_process import TimedProcess, Timing, run_timed
 
 WAN_SECONDS: Final = 0.05
 POLL_SECONDS: Final = 0.02
@@ -22,7 +22,7 @@ POLL_SECONDS: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a sweep took, by one process or several."""
+    """The figures of a sweep by one process or several."""
 
     refreshed: int
     seconds: float
@@ -36,20 +36,20 @@ class Sweep:
 
     @property
     def cpu_ms(self) -> float:
-        """CPU of the processes for each refresh, in milliseconds."""
+        """CPU time of the processes per refresh, in milliseconds."""
         return self.cpu_seconds / self.refreshed * 1000
 
 
 class Bench:
-    """Makes the sweeps that measures ask for."""
+    """Runs sweeps with this run's sandbox and sizes."""
 
-    def __init__(self, keap: Keap, scale: Scale, *, concurrency: int) -> None:
-        self.keap = keap
+    def __init__(self, sandbox: SandboxProcess, scale: Scale, *, concurrency: int) -> None:
+        self.sandbox = sandbox
         self.scale = scale
         self.concurrency = concurrency
         self._swept: dict[int, Sweep] = {}
 
-    def ours(
+    def refresh_due(
         self,
         due: int,
         *,
@@ -58,65 +58,68 @@ class Bench:
         processes: int = 1,
         watch: Callable[[], None] | None = None,
     ) -> Sweep:
-        """Refresh what is due, which is what is stored and not quiet.
+        """Refresh all due credentials with worker processes of the app.
 
-        :param watch: called again and again while it runs.
+        :param latency: at the server, in seconds.
+        :param watch: called repeatedly while the first process runs.
         """
-        stock.make_due()
-        self.keap.be_slow(latency)
+        credentials.make_due()
+        self.sandbox.set_latency(latency)
         settings = {"INFUSIONSOFT_REFRESH_CONCURRENCY": concurrency or self.concurrency}
-        workers = [Timed("sweeper", settings=settings) for _ in range(processes)]
+        workers = [TimedProcess("refresh_due", settings=settings) for _ in range(processes)]
         try:
             for worker in workers:
-                worker.go()
-            while watch and workers[0].is_working:
+                worker.run()
+            while watch and workers[0].is_running:
                 watch()
                 time.sleep(POLL_SECONDS)
-            return _added_up([worker.result() for worker in workers], due)
+            return _summed_up([worker.result() for worker in workers], due)
         finally:
             for worker in workers:
-                worker.end()
+                worker.kill()
 
-    def plain(self, due: int, *, latency: float = WAN_SECONDS, concurrency: int = 0) -> Sweep:
-        """Post the same requests from plain threads."""
-        return self._posted("plain", due, latency, concurrency or self.concurrency)
+    def plain_threads(
+        self, due: int, *, latency: float = WAN_SECONDS, concurrency: int = 0
+    ) -> Sweep:
+        """Post as many requests from plain threads."""
+        return self._post("plain_threads", due, latency, concurrency or self.concurrency)
 
-    def hammered(self, due: int, *, concurrency: int) -> Sweep:
-        """Post them as cheaply as can be."""
-        return self._posted("hammer", due, 0.0, concurrency)
+    def raw_sockets(self, due: int, *, concurrency: int) -> Sweep:
+        """Post as many requests with the cheapest client."""
+        return self._post("raw_sockets", due, 0.0, concurrency)
 
     def peer(self, name: str, due: int) -> Sweep:
-        """Refresh the peers' rows, one after the other."""
+        """Refresh as many accounts with one of the packages that sites use today."""
         from benchmarks import peers
 
-        peers.store(self.keap.issue(due))
-        self.keap.be_slow(WAN_SECONDS)
-        return _added_up([timed("peers", {**self.client, "peer": name})], due)
+        peers.store(self.sandbox.issue(due))
+        self.sandbox.set_latency(WAN_SECONDS)
+        return _summed_up([run_timed("peers", {**self.client, "peer": name})], due)
 
-    def stock(self, due: int) -> None:
-        """Let so many be stored, and all of them be due."""
-        stock.clear()
-        stock.add_due(self.keap.issue(due))
+    def store_due(self, due: int) -> None:
+        """Store this number of credentials, all of them due, and no others."""
+        credentials.delete_all()
+        credentials.add_due(self.sandbox.issue(due))
 
-    def sweep_of(self, due: int) -> Sweep:
-        """Refresh so many with nothing to wait for at the server; measured once."""
+    def sweep_without_latency(self, due: int) -> Sweep:
+        """Refresh this number without latency at the server; each number is measured once."""
         if due not in self._swept:
-            tell(f"sweep of {due:,}, 0 ms")
-            self.stock(due)
-            self._swept[due] = self.ours(due, latency=0.0)
+            print_progress(f"sweep of {due:,}, 0 ms")
+            self.store_due(due)
+            self._swept[due] = self.refresh_due(due, latency=0.0)
         return self._swept[due]
 
     @property
     def client(self) -> dict[str, str]:
-        """What a process needs to speak to the token endpoint."""
+        """The URL and the client for a process that calls the token endpoint."""
         names = ("token_url", "client_id", "client_secret")
-        return {name: self.keap.settings[f"INFUSIONSOFT_{name.upper()}"] for name in names}
+        return {name: self.sandbox.settings[f"INFUSIONSOFT_{name.upper()}"] for name in names}
 
-    def _posted(self, module: str, due: int, latency: float, concurrency: int) -> Sweep:
-        refresh_tokens = [grant.refresh_token for grant in self.keap.issue(due)]
-        self.keap.be_slow(latency)
+    def _post(self, workload: str, due: int, latency: float, concurrency: int) -> Sweep:
+        refresh_tokens = [grant.refresh_token for grant in self.sandbox.issue(due)]
+        self.sandbox.set_latency(latency)
         job = {**self.client, "refresh_tokens": refresh_tokens, "concurrency": concurrency}
-        return _added_up([timed(module, job)], due)
+        return _summed_up([run_timed(workload, job)], due)
 
 
 def median(sweeps: list[Sweep]) -> Sweep:
@@ -124,15 +127,15 @@ def median(sweeps: list[Sweep]) -> Sweep:
     return sorted(sweeps, key=lambda each: each.rate)[len(sweeps) // 2]
 
 
-def median_ratio(ours: list[Sweep], theirs: list[Sweep], what: str) -> float:
-    """Return the median of the rounds' ratios of a property."""
+def median_ratio(ours: list[Sweep], theirs: list[Sweep], figure: str) -> float:
+    """Return the median of the ratios of a property, one ratio for each round."""
     pairs = zip(ours, theirs, strict=True)
-    ratios: list[float] = [getattr(a, what) / getattr(b, what) for a, b in pairs]
+    ratios: list[float] = [getattr(a, figure) / getattr(b, figure) for a, b in pairs]
     return statistics.median(ratios)
 
 
-def connections() -> int:
-    """Return how many others are connected to this database."""
+def count_connections() -> int:
+    """Return the number of other connections to this database."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
@@ -141,12 +144,11 @@ def connections() -> int:
         return int(cursor.fetchone()[0])
 
 
-def tell(line: str) -> None:
-    """Say what is going on."""
+def print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _added_up(timings: list[Timing], due: int) -> Sweep:
+def _summed_up(timings: list[Timing], due: int) -> Sweep:
     refreshed = sum(each.facts["refreshed"] for each in timings)
     if refreshed != due:
         facts = "; ".join(str(each.facts) for each in timings)

@@ -1,4 +1,4 @@
-"""What is measured, and what it must reach: each measure is a generator of rows."""
+"""The measures and their bars. Each measure is a generator of rows."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, Final
 
 from django.db import connection
 
-from benchmarks import stock
-from benchmarks.bench import Bench, Sweep, connections, median, median_ratio, tell
-from benchmarks.timed import timed
-from django_infusionsoft.leases import claim_batch
+from benchmarks import credentials
+from benchmarks.bench import Bench, Sweep, count_connections, median, median_ratio, print_progress
+from benchmarks.timed_process import run_timed
 from django_infusionsoft.models import Credential
+from django_infusionsoft.refresh.leases import claim_batch
 
 CLAIMED: Final = 100
 MEGABYTE: Final = 1_000_000
-# Enough to keep the sandbox busy, and no more.
-HAMMERS: Final = 4
+# Just enough to keep the sandbox busy.
+SOCKETS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """The least or the most that a figure may be."""
+    """The smallest or the largest value that a figure may have."""
 
     value: float
     at_least: bool = False
@@ -46,12 +46,12 @@ class Row:
     theirs: float | None = None
     ratio: float | None = None
     bar: Bar | None = None
-    """For the ratio; without one, for our figure."""
+    """For the ratio if there is one, otherwise for ``ours``."""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_met(self) -> bool | None:
-        """Whether it is what it must be; ``None`` where nothing is asked of it."""
+        """Whether the figure meets the bar; ``None`` without a bar."""
         if self.bar is None:
             return None
         return self.bar.is_met_by(self.ours if self.ratio is None else self.ratio)
@@ -65,17 +65,26 @@ Measure = Callable[[Bench], Iterator[Row]]
 
 
 def sandbox(bench: Bench) -> Iterator[Row]:
-    due, before = bench.scale.due, bench.keap.cpu_seconds
-    sweep = bench.hammered(due, concurrency=HAMMERS)
-    cpu_ms = (bench.keap.cpu_seconds - before) / due * 1000
-    yield Row("what the sandbox can do, 0 ms", "per second", sweep.rate, facts={"cpu_ms": cpu_ms})
+    due, before = bench.scale.due, bench.sandbox.cpu_seconds
+    sweep = bench.raw_sockets(due, concurrency=SOCKETS)
+    cpu_ms = (bench.sandbox.cpu_seconds - before) / due * 1000
+    yield Row(
+        "what the sandbox can do, 0 ms",
+        "per second",
+        sweep.rate,
+        bar=Bar(1500.0, at_least=True),
+        facts={"cpu_ms": cpu_ms},
+    )
 
 
 def sweep(bench: Bench) -> Iterator[Row]:
     due = bench.scale.due
-    bench.stock(due)
+    bench.store_due(due)
     ours, theirs = _in_turns(
-        bench, lambda: bench.ours(due), lambda: bench.plain(due), "sweep, 50 ms"
+        "sweep, 50 ms",
+        bench.scale.rounds,
+        lambda: bench.refresh_due(due),
+        lambda: bench.plain_threads(due),
     )
     yield Row(
         f"sweep of {due:,} due, 50 ms, concurrency {bench.concurrency}; plain threads",
@@ -84,17 +93,17 @@ def sweep(bench: Bench) -> Iterator[Row]:
         median(theirs).rate,
         median_ratio(ours, theirs, "rate"),
         Bar(0.8, at_least=True),
-        _rounds(ours, theirs),
+        _facts(ours, theirs),
     )
 
 
 def concurrency(bench: Bench) -> Iterator[Row]:
     for threads in bench.scale.concurrencies:
         due = threads * bench.scale.due_per_thread
-        bench.stock(due)
-        tell(f"concurrency {threads}")
-        ours = bench.ours(due, concurrency=threads)
-        theirs = bench.plain(due, concurrency=threads)
+        bench.store_due(due)
+        print_progress(f"concurrency {threads}")
+        ours = bench.refresh_due(due, concurrency=threads)
+        theirs = bench.plain_threads(due, concurrency=threads)
         yield Row(
             f"  the same with {due:,} due at concurrency {threads}",
             "per second",
@@ -107,9 +116,12 @@ def concurrency(bench: Bench) -> Iterator[Row]:
 
 def cpu(bench: Bench) -> Iterator[Row]:
     due = bench.scale.due
-    bench.stock(due)
+    bench.store_due(due)
     ours, theirs = _in_turns(
-        bench, lambda: bench.ours(due, latency=0.0), lambda: bench.plain(due, latency=0.0), "CPU"
+        "CPU",
+        bench.scale.cpu_rounds,
+        lambda: bench.refresh_due(due, latency=0.0),
+        lambda: bench.plain_threads(due, latency=0.0),
     )
     yield Row(
         "CPU per refresh, 0 ms; plain threads",
@@ -117,16 +129,19 @@ def cpu(bench: Bench) -> Iterator[Row]:
         statistics.median(each.cpu_ms for each in ours),
         statistics.median(each.cpu_ms for each in theirs),
         median_ratio(ours, theirs, "cpu_ms"),
-        Bar(3.0),
-        _rounds(ours, theirs),
+        Bar(2.5),
+        _facts(ours, theirs),
     )
 
 
 def workers(bench: Bench) -> Iterator[Row]:
     due = bench.scale.due
-    bench.stock(due)
+    bench.store_due(due)
     two, one = _in_turns(
-        bench, lambda: bench.ours(due, processes=2), lambda: bench.ours(due), "two workers"
+        "two workers",
+        bench.scale.rounds,
+        lambda: bench.refresh_due(due, processes=2),
+        lambda: bench.refresh_due(due),
     )
     yield Row(
         "two worker processes, 50 ms; one",
@@ -135,18 +150,18 @@ def workers(bench: Bench) -> Iterator[Row]:
         median(one).rate,
         median_ratio(two, one, "rate"),
         Bar(1.7, at_least=True),
-        _rounds(two, one),
+        _facts(two, one),
     )
 
 
 def claim(bench: Bench) -> Iterator[Row]:
     few, many = bench.scale.claim_stored
-    bench.stock(min(bench.scale.due, few))
+    bench.store_due(min(bench.scale.due, few))
     seconds, facts = {}, {}
     for stored in (few, many):
-        tell(f"claims among {stored:,}")
-        stock.fill_up(stored)
-        stock.make_due()
+        print_progress(f"claims among {stored:,}")
+        credentials.add_idle(stored)
+        credentials.make_due()
         seconds[stored] = _claim_seconds(bench.scale.claims)
         facts[f"explain among {stored}"] = _explain_claim()
     yield Row(
@@ -162,7 +177,10 @@ def claim(bench: Bench) -> Iterator[Row]:
 
 def memory(bench: Bench) -> Iterator[Row]:
     few, many = bench.scale.memory_due
-    ours, theirs = bench.sweep_of(many).peak_bytes, bench.sweep_of(few).peak_bytes
+    ours, theirs = (
+        bench.sweep_without_latency(many).peak_bytes,
+        bench.sweep_without_latency(few).peak_bytes,
+    )
     name = f"peak memory, {many:,} due"
     yield Row(name, "MB", ours / MEGABYTE, bar=Bar(150.0))
     yield Row(
@@ -170,20 +188,20 @@ def memory(bench: Bench) -> Iterator[Row]:
     )
 
 
-def connected(bench: Bench) -> Iterator[Row]:
-    bench.stock(bench.scale.due)
+def connections(bench: Bench) -> Iterator[Row]:
+    bench.store_due(bench.scale.due)
     seen: list[int] = []
-    bench.ours(bench.scale.due, watch=lambda: seen.append(connections()))
+    bench.refresh_due(bench.scale.due, watch=lambda: seen.append(count_connections()))
     yield Row("database connections of a run", "most", max(seen), bar=Bar(1.0))
 
 
 def session(bench: Bench) -> Iterator[Row]:
-    bench.stock(1)
+    bench.store_due(1)
     account = Credential.objects.get().account
-    api_url = bench.keap.settings["INFUSIONSOFT_API_URL"]
-    job = {"account": account, "api_url": api_url, "gets": bench.scale.gets}
-    tell("session().get()")
-    facts = timed("gets", job).facts
+    api_url = bench.sandbox.settings["INFUSIONSOFT_API_URL"]
+    job = {"account": account, "api_url": api_url, "api_calls": bench.scale.api_calls}
+    print_progress("session().get()")
+    facts = run_timed("api_calls", job).facts
     ours, plain = facts["ours"], facts["plain"]
     yield Row(
         "session().get(); requests.Session().get", "ms", ours * 1000, plain * 1000, ours / plain,
@@ -194,9 +212,9 @@ def session(bench: Bench) -> Iterator[Row]:
 
 def peers(bench: Bench) -> Iterator[Row]:
     due = bench.scale.peers_due
-    bench.stock(due)
-    tell("peers")
-    ours = bench.ours(due)
+    bench.store_due(due)
+    print_progress("peers")
+    ours = bench.refresh_due(due)
     titles = {"social": "social-auth-app-django", "recipe": "requests-oauthlib recipe"}
     for name, title in titles.items():
         theirs = bench.peer(name, due)
@@ -211,16 +229,16 @@ def peers(bench: Bench) -> Iterator[Row]:
 
 def growth(bench: Bench) -> Iterator[Row]:
     due = bench.scale.growth_stored_due
-    bench.stock(due)
+    bench.store_due(due)
     for stored in bench.scale.growth_stored:
-        tell(f"sweep of {due:,} among {stored:,}, 0 ms")
-        stock.fill_up(stored)
-        taken = bench.ours(due, latency=0.0).seconds
-        yield Row(f"sweep of {due:,} due, 0 ms, among {stored:,} stored", "seconds", taken,
+        print_progress(f"sweep of {due:,} among {stored:,}, 0 ms")
+        credentials.add_idle(stored)
+        seconds = bench.refresh_due(due, latency=0.0).seconds
+        yield Row(f"sweep of {due:,} due, 0 ms, among {stored:,} stored", "seconds", seconds,
                   facts={"stored": stored, "due": due})  # fmt: skip
     for due in bench.scale.growth_due:
-        taken = bench.sweep_of(due).seconds
-        yield Row(f"sweep of {due:,} due, 0 ms", "seconds", taken, facts={"due": due})
+        seconds = bench.sweep_without_latency(due).seconds
+        yield Row(f"sweep of {due:,} due, 0 ms", "seconds", seconds, facts={"due": due})
 
 
 MEASURES: Final[Mapping[str, Measure]] = {
@@ -231,7 +249,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "workers": workers,
     "claim": claim,
     "memory": memory,
-    "connections": connected,
+    "connections": connections,
     "session": session,
     "peers": peers,
     "growth": growth,
@@ -239,43 +257,43 @@ MEASURES: Final[Mapping[str, Measure]] = {
 
 
 def _in_turns(
-    bench: Bench, ours: Callable[[], Sweep], theirs: Callable[[], Sweep], what: str
+    name: str, rounds: int, ours: Callable[[], Sweep], theirs: Callable[[], Sweep]
 ) -> tuple[list[Sweep], list[Sweep]]:
-    """Let each be measured in each round: what else happens on the machine meets both."""
+    """Measure both in each round, so that other load on the machine affects both equally."""
     pairs = []
-    for number in range(1, bench.scale.rounds + 1):
-        tell(f"{what}, round {number} of {bench.scale.rounds}")
+    for number in range(1, rounds + 1):
+        print_progress(f"{name}, round {number} of {rounds}")
         pairs.append((ours(), theirs()))
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _rounds(ours: list[Sweep], theirs: list[Sweep]) -> dict[str, Any]:
+def _facts(ours: list[Sweep], theirs: list[Sweep]) -> dict[str, Any]:
     return {"ours": [asdict(each) for each in ours], "theirs": [asdict(each) for each in theirs]}
 
 
 def _claim_seconds(times: int) -> float:
-    """Return the median time of a claim; each is given back."""
+    """Return the median time of a claim; each claim is undone."""
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
         claims = claim_batch(Credential.objects.due(), CLAIMED)
         seconds.append(time.perf_counter() - started)
-        stock.give_back([each.credential.pk for each in claims])
+        credentials.release([each.credential.pk for each in claims])
     return statistics.median(seconds)
 
 
 def _explain_claim() -> list[str]:
-    """Return the plan of the query by which a claim finds its credentials."""
-    found: list[tuple[str, Any]] = []
+    """Return PostgreSQL's plan for the query that selects the credentials to claim."""
+    queries: list[tuple[str, Any]] = []
 
     def note(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         if "SKIP LOCKED" in sql:
-            found.append((sql, params))
+            queries.append((sql, params))
         return execute(sql, params, many, context)
 
     with connection.execute_wrapper(note):
         claims = claim_batch(Credential.objects.due(), CLAIMED)
-    stock.give_back([each.credential.pk for each in claims])
+    credentials.release([each.credential.pk for each in claims])
     with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN {found[0][0]}", found[0][1])
+        cursor.execute(f"EXPLAIN {queries[0][0]}", queries[0][1])
         return [line for (line,) in cursor.fetchall()]

@@ -1,7 +1,7 @@
-"""What sites do today: one account after the other, each with a connection of its own.
+"""The packages that sites use today, in loops that refresh one account after another.
 
-``social`` is the loop over social-auth-app-django's rows; ``recipe`` is the one that the
-documentation of requests-oauthlib has for refreshing, with the same rows to keep the pairs.
+``social`` loops over the rows of social-auth-app-django. ``recipe`` uses the recipe in the
+documentation of requests-oauthlib, and stores the token pairs in the same rows.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import django
 from django.db import connection, transaction
-from requests.auth import HTTPBasicAuth
+from requests.auth import AuthBase, HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
+from social_core.backends.oauth import BaseOAuth2
 
-from benchmarks.keap import Grant
-from benchmarks.timed import Job, Work, serve
+from benchmarks.sandbox_process import Grant
+from benchmarks.timed_process import Job, Work
 
 PROVIDER: Final = "keap"
-BACKEND: Final = "benchmarks.keap_backend.KeapOAuth2"
 APPS: Final = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -28,19 +28,37 @@ APPS: Final = [
 ]
 
 
-def settings(keap: Mapping[str, str]) -> dict[str, Any]:
-    """Return what social-auth-app-django needs of a site."""
+class KeapOAuth2(BaseOAuth2[Any]):
+    """Keap as a backend of social-auth-app-django, for refreshing only."""
+
+    name = PROVIDER
+    REFRESH_TOKEN_METHOD = "POST"
+    # Without the first entry, a refresh would discard the new refresh token.
+    EXTRA_DATA = [("refresh_token", "refresh_token", True), ("expires_in", "expires_in")]
+
+    def refresh_token_url(self) -> str:
+        return str(self.setting("TOKEN_ENDPOINT"))
+
+    def refresh_token_auth(self) -> AuthBase:
+        return HTTPBasicAuth(*self.get_key_and_secret())
+
+    def get_user_details(self, response: Any) -> dict[str, Any]:
+        return {}
+
+
+def settings(sandbox: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that social-auth-app-django needs."""
     return {
         "INSTALLED_APPS": APPS,
-        "AUTHENTICATION_BACKENDS": [BACKEND],
-        "SOCIAL_AUTH_KEAP_KEY": keap["INFUSIONSOFT_CLIENT_ID"],
-        "SOCIAL_AUTH_KEAP_SECRET": keap["INFUSIONSOFT_CLIENT_SECRET"],
-        "SOCIAL_AUTH_KEAP_TOKEN_ENDPOINT": keap["INFUSIONSOFT_TOKEN_URL"],
+        "AUTHENTICATION_BACKENDS": ["benchmarks.peers.KeapOAuth2"],
+        "SOCIAL_AUTH_KEAP_KEY": sandbox["INFUSIONSOFT_CLIENT_ID"],
+        "SOCIAL_AUTH_KEAP_SECRET": sandbox["INFUSIONSOFT_CLIENT_SECRET"],
+        "SOCIAL_AUTH_KEAP_TOKEN_ENDPOINT": sandbox["INFUSIONSOFT_TOKEN_URL"],
     }
 
 
 def store(grants: list[Grant]) -> None:
-    """Put grants in place of all rows of social-auth-app-django's."""
+    """Replace all rows of social-auth-app-django with grants."""
     from django.contrib.auth import get_user_model
     from social_django.models import UserSocialAuth
 
@@ -58,7 +76,7 @@ def store(grants: list[Grant]) -> None:
 
 
 def prepare(job: Job) -> Work:
-    # The sandbox is on this machine, and speaks plain HTTP.
+    # The sandbox runs on this machine and uses plain HTTP.
     os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"
     django.setup()
     connection.ensure_connection()
@@ -89,7 +107,3 @@ def recipe(job: Job) -> int:
             each.save(update_fields=["extra_data"])
         count += 1
     return count
-
-
-if __name__ == "__main__":
-    serve(prepare)

@@ -1,4 +1,4 @@
-"""The picture of the growth: what a sweep takes, by what is stored and by what is due."""
+"""Plots the duration of a sweep against the numbers of stored and due credentials."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 NAME: Final = "sweep-growth.svg"
-# Seen on a light page as well as on a dark one.
+# Readable on light and dark pages.
 INK, OURS = "#808080", "#2a8fd8"
 STYLE: Final[Any] = {
-    "svg.hashsalt": "django-infusionsoft",  # the same figures, the same file
+    "svg.hashsalt": "django-infusionsoft",  # the same figures produce the same file
     "svg.fonttype": "none",
     "font.size": 9,
     "text.color": INK,
@@ -22,7 +22,7 @@ STYLE: Final[Any] = {
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Write the picture and return its path."""
+    """Write the plot, and return its path."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""How much a benchmark of the sweep measures."""
+"""The sizes of the measurements."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Numbers of credentials, unless said otherwise."""
+    """The sizes of one run: numbers of credentials, unless noted otherwise."""
 
     due: int
     rounds: int
-    """Of measuring ours and theirs in turns."""
+    """How many rounds a comparison has."""
+    cpu_rounds: int
+    """The same for the CPU per refresh."""
     concurrencies: tuple[int, ...]
-    """Calls side by side."""
+    """Numbers of threads."""
     due_per_thread: int
-    """In the comparison of concurrencies, so that each takes as long."""
+    """In the comparison of concurrencies, so that all of them take the same time."""
     claims: int
-    """How many are timed."""
+    """How many claims are timed."""
     claim_stored: tuple[int, int]
     memory_due: tuple[int, int]
-    gets: int
-    """Calls of the API, of each kind."""
+    api_calls: int
+    """How many calls of each kind are timed."""
     peers_due: int
     growth_stored: tuple[int, ...]
     growth_stored_due: int
@@ -31,7 +33,7 @@ class Scale:
 
     @property
     def accounts(self) -> int:
-        """How many the sandbox needs."""
+        """How many accounts the sandbox needs."""
         return max(self.due, *self.memory_due, *self.growth_due)
 
 
@@ -39,27 +41,29 @@ SCALES: Final[Mapping[str, Scale]] = {
     "full": Scale(
         due=2000,
         rounds=3,
+        cpu_rounds=5,
         concurrencies=(4, 8, 12, 16, 24, 32),
         due_per_thread=60,
         claims=60,
         claim_stored=(10_000, 1_000_000),
         memory_due=(1000, 100_000),
-        gets=2000,
+        api_calls=2000,
         peers_due=200,
         growth_stored=(1000, 10_000, 100_000, 1_000_000),
         growth_stored_due=1000,
         growth_due=(1000, 3000, 10_000, 30_000),
     ),
-    # A look at whether everything works: too short for its figures to mean much.
+    # Only shows whether everything works: too small for meaningful figures.
     "small": Scale(
         due=60,
         rounds=1,
+        cpu_rounds=1,
         concurrencies=(4, 8),
         due_per_thread=5,
         claims=5,
         claim_stored=(1000, 5000),
         memory_due=(50, 100),
-        gets=100,
+        api_calls=100,
         peers_due=10,
         growth_stored=(100, 1000),
         growth_stored_due=50,

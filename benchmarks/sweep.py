@@ -1,6 +1,6 @@
-"""How fast the sweep is, beside plain threads and what sites do today, all in one run.
+"""Compares the sweep with plain threads and with other packages.
 
-``python -m benchmarks.sweep --help`` names the options. Exits with 1 if a bar is missed.
+``python -m benchmarks.sweep --help`` lists the options. Exits with 1 if a figure misses its bar.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import django
 
-from benchmarks import peers
-from benchmarks.keap import Keap
+from benchmarks.sandbox_process import SandboxProcess
 from benchmarks.scales import SCALES, Scale
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ PACKAGES: Final = (
     "requests-oauthlib",
     "social-auth-app-django",
 )
-# The measures; what they are can be imported only once the site is there.
+# The names of the measures, which can be imported only after django.setup().
 NAMES: Final = (
     "sandbox",
     "sweep",
@@ -58,17 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.database.startswith("postgres"):
-        parser.error("Give --database the URL of a PostgreSQL server: its views are looked at.")
+        parser.error("--database must be the URL of a PostgreSQL server.")
     names = options.only or list(NAMES)
     if "peers" in names and not find_spec("social_django"):
-        print("Without social-auth-app-django, the peers are left out.", file=sys.stderr)
+        print("social-auth-app-django is not installed: the peers are skipped.", file=sys.stderr)
         names.remove("peers")
     scale = SCALES[options.scale]
-    with _site(options.database, scale.accounts) as keap:
-        from benchmarks.rounds import own_database
-
-        with own_database():
-            report = _report(keap, scale, names, options)
+    with _site(options.database, scale.accounts) as sandbox, _temporary_database():
+        report = _report(sandbox, scale, names, options)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.plot and any("stored" in row["facts"] for row in report["rows"]):
@@ -79,25 +76,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(
-    keap: Keap, scale: Scale, names: Sequence[str], options: argparse.Namespace
+    sandbox: SandboxProcess,
+    scale: Scale,
+    names: Sequence[str],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     from benchmarks.bench import Bench
     from benchmarks.measures import MEASURES
     from django_infusionsoft.conf import conf
 
-    bench = Bench(keap, scale, concurrency=options.concurrency or conf.REFRESH_CONCURRENCY)
+    bench = Bench(sandbox, scale, concurrency=options.concurrency or conf.REFRESH_CONCURRENCY)
     machine = _machine()
     print("  ".join(f"{name} {value}" for name, value in machine.items()))
-    print(_line("measure; beside what", "ours", "theirs", "ratio", "bar", "met"))
+    print(_line("measure; compared with", "ours", "theirs", "ratio", "bar", "met"))
     rows: list[dict[str, Any]] = []
     for name in names:
         try:
             for row in MEASURES[name](bench):
                 rows.append(row.as_dict())
                 _print(row)
-        except RuntimeError as error:  # the others' figures are worth having
+        except RuntimeError as error:  # the other measures are still useful
             rows.append({"measure": name, "error": str(error), "met": False, "facts": {}})
-            print(f"{name} broke off: {error}", flush=True)
+            print(f"{name} failed: {error}", flush=True)
     return {
         "machine": machine,
         "scale": options.scale,
@@ -127,20 +127,47 @@ def _figure(value: float) -> str:
 
 
 @contextmanager
-def _site(database: str, accounts: int) -> Iterator[Keap]:
-    """Be a site beside a sandbox of its own, and so are the processes to come."""
-    with tempfile.TemporaryDirectory(prefix="sweep-") as folder, Keap(accounts) as keap:
+def _site(database: str, accounts: int) -> Iterator[SandboxProcess]:
+    """Configure this process and its children as one site with its own sandbox."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sweep-") as folder,
+        SandboxProcess(accounts) as sandbox,
+    ):
         settings: dict[str, Any] = {
-            **keap.settings,
-            **(peers.settings(keap.settings) if find_spec("social_django") else {}),
-            "INFUSIONSOFT_REFRESH_RATE": 0,  # no ceiling
+            **sandbox.settings,
+            **_peers_settings(sandbox.settings),
+            "INFUSIONSOFT_REFRESH_RATE": 0,  # no limit
             "INFUSIONSOFT_SPOOL_DIR": str(Path(folder) / "spool"),
         }
         os.environ["DATABASE_URL"] = database
         os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
         os.environ["BENCHMARKS_SETTINGS"] = json.dumps(settings)
         django.setup()
-        yield keap
+        yield sandbox
+
+
+def _peers_settings(sandbox: dict[str, str]) -> dict[str, Any]:
+    if not find_spec("social_django"):
+        return {}
+    from benchmarks import peers
+
+    return peers.settings(sandbox)
+
+
+@contextmanager
+def _temporary_database() -> Iterator[None]:
+    """Create and migrate a database for this process and its children; drop it at the end."""
+    from django.db import connection
+    from django.test.utils import setup_databases, teardown_databases
+
+    old = setup_databases(verbosity=0, interactive=False, serialized_aliases=set())
+    database = {name: quote(str(value)) for name, value in connection.settings_dict.items()}
+    url = "postgres://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format_map(database)
+    os.environ["DATABASE_URL"] = url
+    try:
+        yield
+    finally:
+        teardown_databases(old, verbosity=0)
 
 
 def _machine() -> dict[str, Any]:
@@ -177,16 +204,16 @@ def _processor() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sweep",
-        description="Measure the sweep on PostgreSQL, beside plain threads and its peers.",
+        description="Measure the sweep on PostgreSQL, and compare it with its peers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--database", default=DATABASE, metavar="URL", help="a server to make a database on")
-    add("--scale", choices=SCALES, default="full", help="small: does it work at all?")
+    add("--database", default=DATABASE, metavar="URL", help="server to create the database on")
+    add("--scale", choices=SCALES, default="full", help="small only shows whether it works")
     add("--only", action="append", choices=NAMES, help="a measure; may be repeated")
     add("--concurrency", type=int, default=0, help="0: the setting's default")
-    add("--json", type=Path, metavar="FILE", help="where to write all figures as well")
-    add("--plot", type=Path, metavar="FOLDER", help="where to put the picture of the growth")
+    add("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    add("--plot", type=Path, metavar="FOLDER", help="draw the growth in this folder")
     return parser
 
 

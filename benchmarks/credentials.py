@@ -1,6 +1,6 @@
-"""The credentials in the database of a benchmark: how many are stored, and how many are due."""
+"""Fills the database of a benchmark with due and idle credentials."""
 
-# ruff: noqa: S608  # the names and numbers in these statements are our own
+# ruff: noqa: S608  # the statements contain only constants and numbers
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -10,43 +10,43 @@ from typing import Any, Final
 from django.db import connection
 from django.utils import timezone
 
-from benchmarks.keap import Grant
+from benchmarks.sandbox_process import Grant
 from django_infusionsoft.models import Credential, CredentialEvent
-from django_infusionsoft.rows import NO_LEASE
+from django_infusionsoft.storage.credentials import NO_LEASE
 
 BATCH: Final = 2000
-# Stored, and not due: invented accounts, whose tokens nobody presents.
-QUIET: Final = "quiet"
-TEMPLATE: Final = f"{QUIET}0"
-# The moments at which the due ones were due: over the last hour, each at one of its own.
+# The accounts of credentials that are not due. Their tokens are never presented.
+IDLE: Final = "idle"
+TEMPLATE: Final = f"{IDLE}0"
+# Due times that are spread over the last hour.
 DUE_AT: Final = "clock_timestamp() - interval '1 hour' + mod(id, 3600000) * interval '1 ms'"
 
 
-def clear() -> None:
-    """Take everything away."""
+def delete_all() -> None:
+    """Delete all credentials and events."""
     _execute(f"TRUNCATE {_table(Credential)}, {_table(CredentialEvent)} RESTART IDENTITY")
 
 
 def add_due(grants: Iterable[Grant]) -> None:
-    """Store grants and let them be due."""
+    """Store grants as credentials that are due."""
     Credential.objects.bulk_create((_credential(*grant) for grant in grants), batch_size=BATCH)
     make_due()
 
 
-def fill_up(stored: int) -> None:
-    """Add credentials that are not due, until so many are stored; count the due ones in."""
+def add_idle(stored: int) -> None:
+    """Add credentials that are not due, until ``stored`` are stored, including due ones."""
     missing = stored - Credential.objects.count()
     if missing <= 0:
         return
-    known = Credential.objects.filter(account__startswith=QUIET).count()
-    if not known:
+    existing = Credential.objects.filter(account__startswith=IDLE).count()
+    if not existing:
         template = _credential(TEMPLATE, "access", "refresh")
         template.refresh_at = template.expires_at
         template.save()
-        known, missing = 1, missing - 1
-    # One row again and again: a million values to encrypt would take minutes.
+        existing, missing = 1, missing - 1
+    # Copies of one row: encrypting a million values would take minutes.
     values = {
-        "account": f"'{QUIET}' || n",
+        "account": f"'{IDLE}' || n",
         "refresh_at": "clock_timestamp() + interval '1 hour' + n * interval '60 ms'",
     }
     columns = [
@@ -57,27 +57,27 @@ def fill_up(stored: int) -> None:
     _execute(
         f"INSERT INTO {_table(Credential)} ({', '.join(columns)}) "
         f"SELECT {', '.join(values.get(column, column) for column in columns)} "
-        f"FROM {_table(Credential)}, generate_series({known}, {known + missing - 1}) AS n "
+        f"FROM {_table(Credential)}, generate_series({existing}, {existing + missing - 1}) AS n "
         f"WHERE account = '{TEMPLATE}'"
     )
 
 
 def make_due() -> None:
-    """Let all but the quiet ones be due again, free of leases, and leave no work behind.
+    """Make all but the idle credentials due again, release their leases, and vacuum the table.
 
-    Without old versions of rows, each measurement begins with what the one before began with.
+    Without old versions of rows, all measurements start from the same state.
     """
-    rows = Credential.objects.exclude(account__startswith=QUIET)
+    rows = Credential.objects.exclude(account__startswith=IDLE)
     rows.update(**NO_LEASE)
     _execute(
-        f"UPDATE {_table(Credential)} SET refresh_at = {DUE_AT} WHERE account NOT LIKE '{QUIET}%'"
+        f"UPDATE {_table(Credential)} SET refresh_at = {DUE_AT} WHERE account NOT LIKE '{IDLE}%'"
     )
     _execute(f"TRUNCATE {_table(CredentialEvent)}")
-    tidy_up()
+    vacuum()
 
 
-def give_back(pks: Sequence[int]) -> None:
-    """Let what was claimed be due as it was."""
+def release(pks: Sequence[int]) -> None:
+    """Release leases, and make the credentials due again."""
     _execute(
         f"UPDATE {_table(Credential)} SET refresh_at = {DUE_AT}, lease_until = NULL, "
         f"lease_id = '', lease_holder = '' WHERE id = ANY(%s)",
@@ -85,8 +85,8 @@ def give_back(pks: Sequence[int]) -> None:
     )
 
 
-def tidy_up() -> None:
-    """Do at once what autovacuum would do in the middle of a measurement."""
+def vacuum() -> None:
+    """Vacuum now, so that autovacuum does not run during a measurement."""
     _execute(f"VACUUM ANALYZE {_table(Credential)}")
 
 

@@ -1,4 +1,4 @@
-"""The sandbox in a process of its own, so that its work is nobody's whose time is taken."""
+"""The sandbox in a separate process, so that its work is not measured."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ STOP_SECONDS: Final = 30.0
 
 
 class Grant(NamedTuple):
-    """One account's first pair."""
+    """The first token pair of an account."""
 
     account: str
     access_token: str
     refresh_token: str
 
 
-class Keap:
-    """Starts the process, and asks it line by line; it ends with whoever started it."""
+class SandboxProcess:
+    """Starts the process and sends it commands; it ends with its parent process."""
 
     def __init__(self, accounts: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.keap", str(accounts)],
+            [sys.executable, "-m", "benchmarks.sandbox_process", str(accounts)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -53,41 +53,41 @@ class Keap:
 
     def issue(self, number: int) -> list[Grant]:
         """Return new grants of the first ``number`` accounts."""
-        return [Grant(*each) for each in self._ask("issue", number)]
+        return [Grant(*each) for each in self._call("issue", number)]
 
-    def be_slow(self, seconds: float) -> None:
-        """Take so long for each refresh from now on."""
-        self._ask("be_slow", seconds)
+    def set_latency(self, seconds: float) -> None:
+        """Delay the reply to each refresh from now on."""
+        self._call("set_latency", seconds)
 
     @property
     def cpu_seconds(self) -> float:
-        """User and system time of the process so far."""
-        return float(self._ask("cpu_seconds", None))
+        """User and system time of the process since its start."""
+        return float(self._call("cpu_seconds", None))
 
-    def _ask(self, what: str, value: object) -> Any:
+    def _call(self, command: str, value: object) -> Any:
         assert self._process.stdin is not None  # noqa: S101  # it is a pipe
-        print(json.dumps([what, value]), file=self._process.stdin, flush=True)
+        print(json.dumps([command, value]), file=self._process.stdin, flush=True)
         return self._read()
 
     def _read(self) -> Any:
         assert self._process.stdout is not None  # noqa: S101  # it is a pipe
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("The sandbox's process has ended: see above.")
+            raise RuntimeError("The sandbox's process has ended: see its output above.")
         return json.loads(line)
 
 
-class _Desk:
-    """Does in the sandbox's process what ``Keap`` asks for; each answer is a value of JSON."""
+class _CommandHandler:
+    """Handles the commands in the sandbox's process; results are JSON values."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
 
-    def answer(self, what: str, value: Any) -> Any:
-        if what == "issue":
+    def handle(self, command: str, value: Any) -> Any:
+        if command == "issue":
             return self._issue(value)
-        if what == "be_slow":
-            return self._be_slow(value)
+        if command == "set_latency":
+            return self._set_latency(value)
         return sum(os.times()[:2])
 
     def _issue(self, number: int) -> list[Grant]:
@@ -97,7 +97,7 @@ class _Desk:
             Grant(name, reply["access_token"], reply["refresh_token"]) for name, reply in replies
         ]
 
-    def _be_slow(self, seconds: float) -> None:
+    def _set_latency(self, seconds: float) -> None:
         self._sandbox.clear_plan()
         if seconds:
             self._sandbox.plan(faults.latency(seconds), endpoint="refresh", times=None)
@@ -107,9 +107,9 @@ def main(accounts: int) -> None:
     names = [f"bn{number:07}" for number in range(accounts)]
     with Sandbox(accounts=names, switches=Switches()) as sandbox:
         print(json.dumps(sandbox.settings), flush=True)
-        desk = _Desk(sandbox)
+        handler = _CommandHandler(sandbox)
         for line in sys.stdin:
-            print(json.dumps(desk.answer(*json.loads(line))), flush=True)
+            print(json.dumps(handler.handle(*json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
