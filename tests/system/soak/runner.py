@@ -92,6 +92,8 @@ class Soak:
 
     def _run_with_faults(self) -> bool:
         """Inject faults until enough is rotated; return whether the soak has stalled instead."""
+        if not self._wait_for_workers():
+            return True
         started = progressed_at = reconnected_at = reported_at = now = time.monotonic()
         rotated = 0
         while rotated < self.options.refreshes and now - started < self.options.seconds:
@@ -111,6 +113,16 @@ class Soak:
             if now - progressed_at > STALL_SECONDS:
                 return True
         return False
+
+    def _wait_for_workers(self) -> bool:
+        """Return whether the workers rotate: a busy machine starts them slowly."""
+        deadline = time.monotonic() + STALL_SECONDS
+        while not report.count_rotated(self.sandbox):
+            if time.monotonic() > deadline:
+                return False
+            self.pool.check()
+            time.sleep(TICK_SECONDS)
+        return True
 
     def _reconnect(self) -> None:
         try:
@@ -140,7 +152,7 @@ class Soak:
     def _age_empty_files(self) -> None:
         """Make the files that killed processes left empty old enough to be deleted."""
         old = time.time() - EMPTY_SECONDS - 1
-        for path in self._spool.iterdir():
+        for path in self._spool.glob("*"):
             if not path.stat().st_size:
                 os.utime(path, (old, old))
 
