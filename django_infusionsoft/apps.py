@@ -41,6 +41,7 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(databases.check_atomic_requests)
         register(databases.check_client_exists, Tags.database)
         register(databases.check_worker, Tags.database)
+        register(databases.check_stored_values, Tags.database)
         register(schedule.check_beat)
         register(mails.check_recipients)
         register(mails.check_mail_links)

@@ -23,6 +23,7 @@ class Condition(TextChoices):
     CONNECTED = "connected", _("connected")
     REFRESHING = "refreshing", _("refreshing")
     RETRYING = "retrying", _("retrying")
+    FAILING = "failing", _("failing")
     NEEDS_ATTENTION = "needs_attention", _("needs attention")
     DISCONNECTED = "disconnected", _("disconnected")
 
@@ -76,3 +77,7 @@ class Outcome(TextChoices):
     UNAVAILABLE = "unavailable", _("unavailable")
     UNKNOWN = "unknown", _("unknown")
     UNREADABLE = "unreadable", _("unreadable")
+
+
+# No retry resolves these failures of an account: a key is missing, or there is no client.
+NEEDS_OPERATOR: Final = (Outcome.UNREADABLE, Outcome.MISCONFIGURED)

@@ -80,7 +80,9 @@ class EncryptedAttribute(DeferredAttribute):
 
     def __get__(self, instance: Model | None, cls: Any = None) -> Any:
         value = super().__get__(instance, cls)
-        return self.field.decrypt(value) if isinstance(value, Ciphertext) else value
+        if instance is None or not isinstance(value, Ciphertext):
+            return value
+        return self.field.decrypt(value, row=instance.pk)
 
     def __set__(self, instance: Model, value: object) -> None:
         # Encrypt now, not on save, so that a pickled instance contains no plain text. An empty
@@ -118,9 +120,10 @@ class EncryptedTextField(TextField):
         del kwargs["editable"]
         return name, path, args, kwargs
 
-    def decrypt(self, ciphertext: Ciphertext) -> str:
+    def decrypt(self, ciphertext: Ciphertext, *, row: object) -> str:
         """Return the plain text.
 
+        :param row: the primary key of the value's row, for the message.
         :raises DecryptionError: no key can decrypt it; the message names the column.
         """
         try:
@@ -128,8 +131,8 @@ class EncryptedTextField(TextField):
         except (InvalidToken, UnicodeDecodeError):
             raise DecryptionError(
                 f"No key in INFUSIONSOFT_ENCRYPTION_KEYS can decrypt "
-                f"{self.model._meta.label}.{self.name}: put back the key that it was written "
-                f"with, or replace the value."
+                f"{self.model._meta.label}.{self.name} of row {row}: put back the key that it was "
+                f"written with, or replace the value."
             ) from None
 
     def from_db_value(

@@ -95,7 +95,7 @@ def test_value_follows_the_fernet_specification() -> None:
     )
     field = Application._meta.get_field("client_secret")
     with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[key]):
-        assert field.decrypt(Ciphertext(token)) == "hello"
+        assert field.decrypt(Ciphertext(token), row=1) == "hello"
 
 
 # 2. Lazy decryption

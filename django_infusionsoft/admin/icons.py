@@ -16,6 +16,7 @@ _SHAPES: Final[Mapping[str, str]] = {
     "turn": '<path d="M13.6 8A5.6 5.6 0 1 1 12 4.1L13.5 5.6M13.6 2v3.7H9.9"/>',
     "clock": '<circle cx="8" cy="8" r="6.5"/><path d="M8 4.4V8l2.4 1.5"/>',
     "alert": '<path d="M8 1.9 14.7 13.8H1.3zM8 6.4v3.2M8 11.6v.3"/>',
+    "cross": '<circle cx="8" cy="8" r="6.5"/><path d="m5.7 5.7 4.6 4.6m0-4.6-4.6 4.6"/>',
     "minus": '<circle cx="8" cy="8" r="6.5"/><path d="M5 8h6"/>',
 }
 
@@ -48,6 +49,7 @@ OF_CONDITIONS: Final[Mapping[str, Icon]] = {
     Condition.CONNECTED: GOOD,
     Condition.REFRESHING: BUSY,
     Condition.RETRYING: WAITING,
+    Condition.FAILING: Icon("cross", "bad"),
     Condition.NEEDS_ATTENTION: BAD,
     Condition.DISCONNECTED: OFF,
 }

@@ -62,6 +62,9 @@ BLOCK_REASONS: Final[Mapping[str, Any]] = {
 _AUTOMATIC_RETRY: Final = gettext_lazy(
     "Nothing to do: the app checks automatically whether Keap is available again."
 )
+FAILING_ADVICE: Final = gettext_lazy(
+    "Find the cause: the app retries automatically, but this has failed for too long."
+)
 BLOCK_ADVICE: Final[Mapping[str, Any]] = {
     BlockReason.REJECTED: gettext_lazy(
         "Correct the client id and the client secret. Refreshes then resume automatically."
@@ -157,20 +160,37 @@ def headline(
                 _("This account is connected and is being refreshed right now."),
                 _("Nothing to do: check again in a moment."),
             )
+    return _alive(credential, health)
+
+
+def _alive(credential: Credential, health: Health) -> Headline:
+    """Return the headline of an account that the runs refresh."""
     states = health.blocked_applications
     block_reasons = {state.application_id: state.block_reason for state in states}
+    is_failing = credential.condition == Condition.FAILING
     if block_reason := block_reasons.get(credential.application_id):
-        text, next_step = BLOCK_REASONS[block_reason], str(BLOCK_ADVICE[block_reason])
-        return _retrying(credential, text, next_step)
-    if condition == Condition.RETRYING:
+        is_waiting = is_failing and block_reason != BlockReason.REJECTED
+        advice = FAILING_ADVICE if is_waiting else BLOCK_ADVICE[block_reason]
+        return _retrying(credential, BLOCK_REASONS[block_reason], str(advice))
+    if credential.failures:
         text = ngettext(
             "The last refresh failed.", "The last %(count)d refreshes failed.", credential.failures
         ) % {"count": credential.failures}
-        return _retrying(credential, text, _next_try(credential))
+        return _retrying(
+            credential, text, str(FAILING_ADVICE) if is_failing else _next_try(credential)
+        )
+    if is_failing and not health.is_worker_late:
+        return _retrying(credential, _("No refresh has been tried."), str(FAILING_ADVICE))
     return _connected(credential, health)
 
 
 def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> Headline:
+    if credential.needs_operator:
+        text = _("This account cannot be refreshed until an operator of this site acts.")
+        step = _(
+            "Do what the message says, or reconnect the account. The app retries automatically."
+        )
+        return Headline(Condition.NEEDS_ATTENTION, text, step, credential.last_error)
     reason = credential.get_reason_display() or credential.last_error
     text = _("This account must be reconnected: %(reason)s.") % {"reason": str(reason).rstrip(".")}
     steps = [
@@ -188,7 +208,7 @@ def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> 
 def _connected(credential: Credential, health: Health) -> Headline:
     if health.is_worker_late:
         return Headline(
-            Condition.CONNECTED,
+            credential.condition,
             _("Connected, but no worker is refreshing it. %(worker)s")
             % {"worker": last_run(health)},
             _("Start Celery's worker and beat, or the cron job."),
@@ -209,7 +229,9 @@ def _retrying(credential: Credential, text: Any, next_step: str) -> Headline:
     else:
         left = _("The access token expired %(when)s: API calls fail until the next refresh.")
     text = f"{text} {left % {'when': relative(credential.expires_at)}}"
-    return Headline(Condition.RETRYING, text, next_step, credential.last_error)
+    is_failing = credential.condition == Condition.FAILING
+    condition = Condition.FAILING if is_failing else Condition.RETRYING
+    return Headline(condition, text, next_step, credential.last_error)
 
 
 def _next_try(credential: Credential) -> str:

@@ -1,6 +1,6 @@
 """Checks of the database: its time zone, its transactions and its contents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
@@ -8,10 +8,14 @@ from django.conf import settings
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db import connections, router
+from django.db.models import Max
+from django.db.models.functions import TruncHour
 
 from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.checks.values import where_settings_are_valid
+from django_infusionsoft.choices import Status
 from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import DecryptionError
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.monitoring.health import health_of
 
@@ -102,3 +106,44 @@ def check_worker(databases: Sequence[str] | None = None, **kwargs: Any) -> list[
         "infusionsoft_refresh` from cron every minute or two. If they are already set "
         "up, check their logs.",
     )
+
+
+@where_settings_are_valid
+def check_stored_values(
+    databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W020: no key decrypts some of the stored values. Only with ``--database``."""
+    alias = router.db_for_write(Credential)
+    try:
+        found = list(_unreadable_values(alias)) if alias in (databases or ()) else []
+    except DatabaseError:  # a migration has not been applied
+        return []
+    if not found:
+        return []
+    return problem(
+        "W020",
+        found[0],
+        "Add the key that is missing to the end of INFUSIONSOFT_ENCRYPTION_KEYS. If it is lost, "
+        "reconnect the accounts, and enter the secrets of the applications again.",
+    )
+
+
+def _unreadable_values(alias: str) -> Iterator[str]:
+    """Decrypt one credential of each hour, and all applications; yield what is wrong.
+
+    A refresh encrypts with the first key, so values of the same hour have the same key, unless it
+    changed then.
+    """
+    credentials = Credential.objects.using(alias).filter(status=Status.CONNECTED)
+    hours = credentials.annotate(hour=TruncHour("issued_at", tzinfo=UTC)).order_by()
+    newest = hours.values("hour").annotate(newest=Max("pk")).values_list("newest", flat=True)
+    for credential in credentials.filter(pk__in=list(newest)).order_by("issued_at"):
+        try:
+            credential.access_token, credential.refresh_token  # noqa: B018  # decrypts them
+        except DecryptionError as error:
+            yield f"{credential}: {error}"
+    for application in Application.objects.using(alias):
+        try:
+            application.client_secret  # noqa: B018
+        except DecryptionError as error:
+            yield f"{application}: {error}"

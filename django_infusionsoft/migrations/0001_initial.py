@@ -185,6 +185,23 @@ class Migration(migrations.Migration):
                 ),
                 ("may_be_rotated", models.BooleanField(default=False, editable=False)),
                 ("last_error", models.TextField(blank=True, verbose_name="last error")),
+                ("failing_since", models.DateTimeField(editable=False, null=True)),
+                (
+                    "failed_outcome",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("ok", "ok"),
+                            ("rejected", "rejected"),
+                            ("misconfigured", "misconfigured"),
+                            ("unavailable", "unavailable"),
+                            ("unknown", "unknown"),
+                            ("unreadable", "unreadable"),
+                        ],
+                        editable=False,
+                        max_length=20,
+                    ),
+                ),
                 ("lease_until", models.DateTimeField(editable=False, null=True)),
                 ("lease_id", models.CharField(blank=True, editable=False, max_length=32)),
                 ("lease_holder", models.CharField(blank=True, editable=False, max_length=100)),
@@ -414,7 +431,9 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="credential",
-            index=models.Index(fields=["status", "failures"], name="infusionsoft_status"),
+            index=models.Index(
+                fields=["status", "failed_outcome", "failures"], name="infusionsoft_status"
+            ),
         ),
         migrations.AddIndex(
             model_name="credential",

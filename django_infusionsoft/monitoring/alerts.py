@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 
 from django.conf import settings
 from django.core.mail import EmailMessage
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.template.loader import render_to_string
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone, translation
@@ -49,6 +49,8 @@ class PendingAlerts:
 
     lost: Sequence[int]
     """Credentials that must be reconnected."""
+    failing: Sequence[int]
+    """Credentials whose refreshes fail, and no retry may help."""
     resolved: Sequence[int]
     """Credentials that no longer need it."""
     rejected: Sequence[ApplicationState]
@@ -63,9 +65,9 @@ class PendingAlerts:
     def __str__(self) -> str:
         """Return the fields of the log line."""
         return (
-            f"lost={len(self.lost)} resolved={len(self.resolved)} rejected={len(self.rejected)} "
-            f"accepted={len(self.accepted)} overdue={self.is_overdue:d} "
-            f"up_to_date={self.is_up_to_date:d}"
+            f"lost={len(self.lost)} failing={len(self.failing)} resolved={len(self.resolved)} "
+            f"rejected={len(self.rejected)} accepted={len(self.accepted)} "
+            f"overdue={self.is_overdue:d} up_to_date={self.is_up_to_date:d}"
         )
 
     def __bool__(self) -> bool:
@@ -105,6 +107,10 @@ def _send_pending(alias: str) -> bool:
 def _pending(alias: str, health: Health) -> PendingAlerts:
     with own_transaction(alias):
         lost = _credentials(alias).filter(status=Status.REAUTHORIZATION_REQUIRED, is_alerted=False)
+        # Others than those are overdue, which is reported for all of them.
+        has_failed = Q(status=Status.CONNECTED) & ~Q(failed_outcome="")
+        fails = in_condition(Condition.FAILING) | in_condition(Condition.NEEDS_ATTENTION)
+        failing = _credentials(alias).filter(has_failed, fails, is_alerted=False)
         # Not during a last attempt requested by a user, which may fail.
         is_resolved = in_condition(Condition.CONNECTED) | in_condition(Condition.DISCONNECTED)
         resolved = _credentials(alias).filter(is_resolved, is_alerted=True)
@@ -115,6 +121,7 @@ def _pending(alias: str, health: Health) -> PendingAlerts:
         accepted = states(alias).filter(is_alerted=True).exclude(block_reason=BlockReason.REJECTED)
         return PendingAlerts(
             lost=_ids(lost),
+            failing=_ids(failing),
             resolved=_ids(resolved),
             rejected=list(rejected),
             accepted=list(accepted),
@@ -145,6 +152,8 @@ def _mail(alias: str, pending: PendingAlerts, health: Health) -> EmailMessage:
         "health": health,
         "lost": _named(alias, pending.lost),
         "lost_more": max(0, len(pending.lost) - MAX_NAMED),
+        "failing": _named(alias, pending.failing),
+        "failing_more": max(0, len(pending.failing) - MAX_NAMED),
         "resolved": _named(alias, pending.resolved),
         "resolved_more": max(0, len(pending.resolved) - MAX_NAMED),
         "list_url": _url("admin:django_infusionsoft_credential_changelist"),
@@ -164,13 +173,11 @@ def _subject(pending: PendingAlerts, health: Health) -> str:
         return _("Refreshes are overdue")
     if pending.rejected:
         return _("Keap rejects the client")
-    if pending.lost:
+    if count := len(pending.lost) + len(pending.failing):
         text = ngettext(
-            "%(count)d account needs attention",
-            "%(count)d accounts need attention",
-            len(pending.lost),
+            "%(count)d account needs attention", "%(count)d accounts need attention", count
         )
-        return text % {"count": len(pending.lost)}
+        return text % {"count": count}
     return (
         _("All problems are resolved")
         if health.status == HealthStatus.OK
@@ -187,17 +194,20 @@ def _named(alias: str, ids: Sequence[int]) -> list[dict[str, str]]:
 
 def _line(credential: CredentialRow) -> dict[str, str]:
     name = one_line(credential.account_name)  # comes from Keap and is not trusted
-    return {
-        "title": f"{credential} ({name})" if name else str(credential),
-        "what": credential.get_reason_display() or credential.get_status_display(),
-        "url": _url("django_infusionsoft:authorize", credential=credential.pk),
-    }
+    if credential.failed_outcome and credential.status == Status.CONNECTED:
+        what = one_line(credential.last_error)
+        url = _url("admin:django_infusionsoft_credential_change", credential.pk)
+    else:
+        what = credential.get_reason_display() or credential.get_status_display()
+        url = _url("django_infusionsoft:authorize", credential=credential.pk)
+    title = f"{credential} ({name})" if name else str(credential)
+    return {"title": title, "what": what, "url": url}
 
 
-def _url(name: str, **parameters: int) -> str:
+def _url(name: str, *arguments: int, **parameters: int) -> str:
     """Return an absolute URL, or a path if the site's URL is unknown; empty if no page exists."""
     try:
-        path = reverse(name, query=parameters)
+        path = reverse(name, args=arguments, query=parameters)
     except NoReverseMatch:
         return ""
     return urljoin(conf.SITE_URL or conf.REDIRECT_URI, path)
@@ -205,7 +215,8 @@ def _url(name: str, **parameters: int) -> str:
 
 def _mark(alias: str, pending: PendingAlerts) -> None:
     """Record what was reported. Changes since then are pending for the next mail."""
-    for ids, is_alerted in ((pending.lost, True), (pending.resolved, False)):
+    reported = [*pending.lost, *pending.failing]
+    for ids, is_alerted in ((reported, True), (pending.resolved, False)):
         for start in range(0, len(ids), MARK_BATCH_SIZE):
             some = ids[start : start + MARK_BATCH_SIZE]
             with own_transaction(alias):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from django.db.models import Count, Min, Q, QuerySet
 from django.utils import timezone
 
-from django_infusionsoft.choices import BlockReason, Condition, Status
+from django_infusionsoft.choices import NEEDS_OPERATOR, BlockReason, Condition, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.storage.applications import ApplicationState, blocked
@@ -29,14 +29,18 @@ class HealthStatus(StrEnum):
     """The overall state."""
 
     OK = "ok"
+    FAILING = "failing"
+    """The refreshes of an account fail, and have for long, or its access token has expired."""
     ACTION_REQUIRED = "action_required"
-    """An account must be reconnected, or Keap rejects an application's client."""
+    """An account must be reconnected, an encryption key or a client is missing, or Keap rejects an
+    application's client."""
     BEHIND = "behind"
     """Refreshes are overdue, or no run has been recorded for as long."""
 
 
 EXIT_CODES: Final[Mapping[HealthStatus, int]] = {
     HealthStatus.OK: 0,
+    HealthStatus.FAILING: 1,
     HealthStatus.ACTION_REQUIRED: 1,
     HealthStatus.BEHIND: 2,
 }
@@ -49,6 +53,8 @@ class Health:
     now: datetime
     """By the database's clock, like all times here."""
     counts: Mapping[Condition, int]
+    alive: int
+    """How many have a grant that is valid as far as is known."""
     due: int
     """How many are due, and no process is refreshing them."""
     oldest_due_at: datetime | None
@@ -65,12 +71,6 @@ class Health:
     def total(self) -> int:
         """How many credentials there are."""
         return sum(self.counts.values())
-
-    @property
-    def alive(self) -> int:
-        """How many have a grant that is valid as far as is known."""
-        ended = self.counts[Condition.NEEDS_ATTENTION] + self.counts[Condition.DISCONNECTED]
-        return self.total - ended
 
     @property
     def overdue_seconds(self) -> float:
@@ -109,7 +109,7 @@ class Health:
 
     @property
     def action_required(self) -> bool:
-        """Whether an account must be reconnected, or a client corrected."""
+        """Whether an account must be reconnected, or a key or a client corrected."""
         return bool(self.counts[Condition.NEEDS_ATTENTION] or self.rejected)
 
     @property
@@ -117,7 +117,9 @@ class Health:
         """The most severe state: without a worker, all accounts are lost eventually."""
         if self.is_behind:
             return HealthStatus.BEHIND
-        return HealthStatus.ACTION_REQUIRED if self.action_required else HealthStatus.OK
+        if self.action_required:
+            return HealthStatus.ACTION_REQUIRED
+        return HealthStatus.FAILING if self.counts[Condition.FAILING] else HealthStatus.OK
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers and times for a monitor, without account names."""
@@ -163,35 +165,43 @@ def health_of(alias: str) -> Health:
         return Health(
             # The database's clock is read with the row, if there is one.
             now=row.database_now if row else timezone.now(),
-            counts=_counts(alias),
+            **_counts(alias),
             **_due(alias, blocked_applications),
             worker_state=row,
             blocked_applications=blocked_applications,
         )
 
 
-def _counts(alias: str) -> dict[Condition, int]:
+def _counts(alias: str) -> dict[str, Any]:
     credentials = _credentials(alias)
-    counts = dict.fromkeys(Condition, 0) | _count(credentials)
-    refreshing = _count(credentials.filter(in_condition(Condition.REFRESHING)))
-    for condition, count in refreshing.items():
-        # A refresh that began between the two queries is counted in the second one only.
-        counts[condition] = max(0, counts[condition] - count)
-    counts[Condition.REFRESHING] = refreshing.total()
-    return counts
+    groups = _grouped(credentials)
+    counts = dict.fromkeys(Condition, 0) | _count(groups)
+    for condition in (Condition.REFRESHING, Condition.FAILING):
+        found = _count(_grouped(credentials.filter(in_condition(condition))))
+        for other, count in found.items():
+            # A refresh that began between the queries is counted in the later one only.
+            counts[other] = max(0, counts[other] - count)
+        counts[condition] += found.total()
+    alive = sum(count for status, *_, count in groups if status == Status.CONNECTED)
+    return {"counts": counts, "alive": alive}
 
 
-def _count(credentials: QuerySet[CredentialRow]) -> Counter[Condition]:
-    """Count credentials by the condition that they have without a lease."""
+def _grouped(credentials: QuerySet[CredentialRow]) -> list[tuple[str, str, int, int]]:
+    """Count credentials by their columns in one index."""
+    groups = credentials.order_by().values_list("status", "failed_outcome", "failures")
+    return list(groups.annotate(Count("pk")))
+
+
+def _count(groups: list[tuple[str, str, int, int]]) -> Counter[Condition]:
+    """Count credentials by the condition that these columns show."""
     counts: Counter[Condition] = Counter()
-    groups = credentials.order_by().values_list("status", "failures").annotate(Count("pk"))
-    for status, failures, count in groups:
-        if status == Status.CONNECTED:
-            counts[Condition.RETRYING if failures else Condition.CONNECTED] += count
-        elif status == Status.DISCONNECTED:
+    for status, failed_outcome, failures, count in groups:
+        if status == Status.DISCONNECTED:
             counts[Condition.DISCONNECTED] += count
-        else:
+        elif status != Status.CONNECTED or failed_outcome in NEEDS_OPERATOR:
             counts[Condition.NEEDS_ATTENTION] += count
+        else:
+            counts[Condition.RETRYING if failures else Condition.CONNECTED] += count
     return counts
 
 

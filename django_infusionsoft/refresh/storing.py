@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from django.db import Error
 from django.db.models import F
+from django.db.models.functions import Coalesce
 from django.utils import translation
 from django.views.decorators.debug import sensitive_variables
 
@@ -59,6 +60,8 @@ RENEWED: Final[Mapping[str, Any]] = {
     "unanswered_attempts": 0,
     "may_be_rotated": False,
     "last_error": "",
+    "failing_since": None,
+    "failed_outcome": "",
     **NO_LEASE,
 }
 # The history follows. If this process dies before, the next run adds what is missing.
@@ -211,9 +214,11 @@ def _schedule_retry(attempt: Attempt, outcome: Outcome, error: InfusionsoftError
         pause = timing.backoff(credential.failures + 1, seed=str(credential))
         if isinstance(error, TemporarilyUnavailable):
             pause = max(pause, error.retry_after or 0.0)
-        columns |= {"failures": F("failures") + 1, "last_error": str(error)}
+        columns |= {"failures": F("failures") + 1, **_failure(outcome, error)}
     elif isinstance(error, RefreshInProgress):  # too little was left of the lease
         pause = timing.backoff(1, seed="")
+    elif not isinstance(error, ClientRejected):  # which the breaker reports
+        columns |= _failure(outcome, error)
     # Before the lease is released, so that no other worker sends a request in between.
     if not _report_to_breaker(credential, error):
         pause = timing.backoff(1, seed=str(credential))
@@ -228,6 +233,15 @@ def _schedule_retry(attempt: Attempt, outcome: Outcome, error: InfusionsoftError
         logger.log(level, "%s credential=%s error=%s", outcome.value, credential.pk, quoted(error))
         return AttemptResult(attempt, outcome, error)
     return AttemptResult(attempt, outcome, error, EventKind.REFRESH_FAILED)
+
+
+def _failure(outcome: Outcome, error: InfusionsoftError) -> dict[str, Any]:
+    """Return the columns that say why the account is not refreshed."""
+    return {
+        "last_error": str(error),
+        "failing_since": Coalesce("failing_since", DatabaseNow()),
+        "failed_outcome": outcome,
+    }
 
 
 def _uncertainty(error: InfusionsoftError) -> dict[str, Any]:

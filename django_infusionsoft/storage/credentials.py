@@ -15,7 +15,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_infusionsoft.choices import Condition, Reason, Status
+from django_infusionsoft.choices import NEEDS_OPERATOR, Condition, Outcome, Reason, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ReauthorizationRequired
 from django_infusionsoft.fields import EncryptedTextField
@@ -37,6 +37,8 @@ SHARED_FIELDS: Final = (
     "unanswered_attempts",
     "may_be_rotated",
     "last_error",
+    "failing_since",
+    "failed_outcome",
     "refresh_at",
 )
 _applying = threading.Lock()
@@ -101,6 +103,11 @@ class CredentialRow(models.Model):
     # Whether a gateway replied in Keap's place, which may have rotated the refresh token.
     may_be_rotated = models.BooleanField(default=False, editable=False)
     last_error = models.TextField(_("last error"), blank=True)
+    # Of the failures since the last refresh: when the first one was, and the outcome of the last.
+    failing_since = models.DateTimeField(null=True, editable=False)
+    failed_outcome = models.CharField(
+        max_length=20, choices=Outcome.choices, blank=True, editable=False
+    )
     lease_until = models.DateTimeField(null=True, editable=False)
     lease_id = models.CharField(max_length=32, blank=True, editable=False)
     lease_holder = models.CharField(max_length=100, blank=True, editable=False)
@@ -133,7 +140,9 @@ class CredentialRow(models.Model):
             models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
             models.Index(fields=["account"], name="infusionsoft_account"),
             # With all columns of a summary's counts, so that the rows need not be read.
-            models.Index(fields=["status", "failures"], name="infusionsoft_status"),
+            models.Index(
+                fields=["status", "failed_outcome", "failures"], name="infusionsoft_status"
+            ),
             models.Index(fields=["is_alerted", "status"], name="infusionsoft_alerted"),
             models.Index(fields=["is_unreported"], name="infusionsoft_unreported"),
         ]
@@ -158,14 +167,29 @@ class CredentialRow(models.Model):
 
     @property
     def condition(self) -> Condition:
-        """The state that users see."""
+        """The state that users see, as ``in_condition()`` finds it in the database."""
         if self.status == Status.DISCONNECTED:
             return Condition.DISCONNECTED
-        if self.status == Status.REAUTHORIZATION_REQUIRED:
+        if self.status == Status.REAUTHORIZATION_REQUIRED or self.needs_operator:
             return Condition.NEEDS_ATTENTION
+        if self._is_failing:
+            return Condition.FAILING
         if self.lease_until is not None and self.lease_until > self.now:
             return Condition.REFRESHING
         return Condition.RETRYING if self.is_retrying else Condition.CONNECTED
+
+    @property
+    def needs_operator(self) -> bool:
+        """Whether an operator must act before the account can be refreshed."""
+        return self.status == Status.CONNECTED and self.failed_outcome in NEEDS_OPERATOR
+
+    @property
+    def _is_failing(self) -> bool:
+        late = self.now - timedelta(seconds=conf.OVERDUE_SECONDS)
+        is_overdue = self.refresh_at is not None and self.refresh_at <= late
+        if self.failures and self.failing_since is not None and self.failing_since <= late:
+            return True
+        return not self.has_valid_access_token and bool(self.failures or is_overdue)
 
     @property
     def is_retrying(self) -> bool:
@@ -215,12 +239,17 @@ def row_of(credential: CredentialRow) -> QuerySet[CredentialRow]:
 
 def in_condition(condition: Condition) -> Q:
     """Whether a row is in this condition, by the database's clock."""
-    is_alive = Q(status=Status.CONNECTED)
+    needs_operator = Q(status=Status.CONNECTED, failed_outcome__in=NEEDS_OPERATOR)
     match condition:
         case Condition.NEEDS_ATTENTION:
-            return Q(status=Status.REAUTHORIZATION_REQUIRED)
+            return Q(status=Status.REAUTHORIZATION_REQUIRED) | needs_operator
         case Condition.DISCONNECTED:
             return Q(status=Status.DISCONNECTED)
+    is_alive = Q(status=Status.CONNECTED) & ~Q(failed_outcome__in=NEEDS_OPERATOR)
+    if condition == Condition.FAILING:
+        return is_alive & _is_failing()
+    is_alive &= ~_is_failing()
+    match condition:
         case Condition.REFRESHING:
             # The lease decides. ``refresh_at``, which is the lease's end meanwhile, has an index.
             # Twice, because another machine may have other settings.
@@ -231,6 +260,19 @@ def in_condition(condition: Condition) -> Q:
             return is_alive & Q(failures__gt=0) & is_idle()
         case Condition.CONNECTED:
             return is_alive & Q(failures=0) & is_idle()
+
+
+def _is_failing() -> Q:
+    """Whether a row that nobody can serve, or that has failed for long, is being retried.
+
+    Each part has an index. The second one: nothing tries, since its client is blocked, or since no
+    worker is running.
+    """
+    now = DatabaseNow()
+    late = now - timedelta(seconds=conf.OVERDUE_SECONDS)
+    has_expired = Q(expires_at__lte=now)
+    has_failed = Q(failures__gt=0) & (has_expired | Q(failing_since__lte=late))
+    return has_failed | (has_expired & Q(refresh_at__lte=late))
 
 
 def is_idle() -> Q:

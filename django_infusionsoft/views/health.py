@@ -9,10 +9,12 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
+from django_infusionsoft.choices import Condition
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.models import Credential
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.health import HealthStatus, health_of
+from django_infusionsoft.storage.credentials import in_condition
 from django_infusionsoft.storage.database import outside_atomic_requests
 from django_infusionsoft.text import one_line
 
@@ -54,13 +56,14 @@ class HealthView(View):
 
 
 def _names(alias: str) -> dict[str, Any]:
-    """Return the accounts that must be reconnected, ``MAX_NAMED`` at most."""
-    lost = Credential.objects.needs_reauthorization().using(alias).order_by("account", "pk")
+    """Return the accounts in bad conditions, ``MAX_NAMED`` of each at most."""
     return {
-        "needs_attention": [
-            {"account": account, "name": one_line(name), "reason": reason}
-            for account, name, reason in lost.values_list("account", "account_name", "reason")[
-                :MAX_NAMED
-            ]
+        condition.value: [
+            {"account": account, "name": one_line(name), "reason": reason or outcome}
+            for account, name, reason, outcome in Credential.objects.using(alias)
+            .filter(in_condition(condition))
+            .order_by("account", "pk")
+            .values_list("account", "account_name", "reason", "failed_outcome")[:MAX_NAMED]
         ]
+        for condition in (Condition.NEEDS_ATTENTION, Condition.FAILING)
     }

@@ -37,6 +37,7 @@ from tests.web import (
 pytestmark = pytest.mark.django_db
 
 NO_CALL = "API calls fail until the next refresh."
+FIND_THE_CAUSE = "Find the cause: the app retries automatically, but this has failed for too long."
 RECONNECT = "Press “Reconnect”, log in to Keap and choose this account."
 ASK = "Ask a user with permission to connect accounts to reconnect it."
 
@@ -115,9 +116,27 @@ def facts(client: Client, credential: Credential) -> dict[str, str]:
                 "refresh_at": timedelta(seconds=-1),
                 "expires_at": timedelta(minutes=-10.2),
             },
-            "retrying",
+            "failing",
             "The last 3 refreshes failed. The access token expired 10 min ago: " + NO_CALL,
+            FIND_THE_CAUSE,
+        ),
+        (
+            {"failures": 3, "refresh_at": timedelta(seconds=-1)},
+            "retrying",
+            "The last 3 refreshes failed. The access token is still valid and expires in 22 h.",
             "Nothing to do: the next run will retry.",
+        ),
+        (
+            {"expires_at": timedelta(minutes=-10.2), "refresh_at": timedelta(hours=-5)},
+            "failing",
+            "No refresh has been tried. The access token expired 10 min ago: " + NO_CALL,
+            FIND_THE_CAUSE,
+        ),
+        (
+            {"failing_since": timedelta(hours=-5), "failed_outcome": "unreadable"},
+            "needs attention",
+            "This account cannot be refreshed until an operator of this site acts.",
+            "Do what the message says, or reconnect the account. The app retries automatically.",
         ),
         (
             DISCONNECTED,
@@ -465,11 +484,11 @@ def test_timeline_needs_the_same_number_of_queries_for_many_events(
     (credential,) = Credential.objects.all()
     user = User.objects.get(username="somebody")
     page(operator, change_url(credential))
-    with django_assert_num_queries(12):
+    with django_assert_num_queries(13):
         assert len(timeline(operator, credential)) == 1
     for _ in range(2 * LINES_PER_PAGE):
         credential.events.create(kind="refreshed", generation=1, user=user)
-    with django_assert_num_queries(12):
+    with django_assert_num_queries(13):
         assert len(timeline(operator, credential)) == LINES_PER_PAGE
 
 

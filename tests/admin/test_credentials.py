@@ -55,6 +55,7 @@ CONDITIONS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "connected", "good"),
     (LEASED, "refreshing", "busy"),
     ({"failures": 2}, "retrying", "waiting"),
+    ({"failures": 2, "expires_at": timedelta(minutes=-1)}, "failing", "bad"),
     (LOST, "needs attention", "bad"),
     (DISCONNECTED, "disconnected", "off"),
 ]
@@ -178,7 +179,7 @@ def test_list_needs_the_same_number_of_queries_for_many_accounts(
     for count in (3, 60):
         Credential.objects.all().delete()
         many(count)
-        with django_assert_num_queries(11):
+        with django_assert_num_queries(12):
             assert len(accounts_in(page(operator, LIST))) == count
 
 
@@ -230,7 +231,9 @@ def test_counts_are_shown_for_each_condition(operator: Client) -> None:
         for copy in range(number):
             account(f"x{number}{copy}", **columns)
     (counts,) = texts(page(operator, LIST), "ul", "infusionsoft-counts")
-    assert counts == "0 connected 1 refreshing 2 retrying 3 needs attention 4 disconnected"
+    assert (
+        counts == "0 connected 1 refreshing 2 retrying 3 failing 4 needs attention 5 disconnected"
+    )
 
 
 def test_condition_without_accounts_is_muted(operator: Client) -> None:

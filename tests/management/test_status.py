@@ -61,7 +61,7 @@ def test_every_account_is_listed_on_a_line(healthy: Credential) -> None:
     assert f"{tomorrow:%Y-%m-%d}" in first
     assert "(in 24 h)" in first
     assert summary[0] == (
-        "connected: 2, refreshing: 0, retrying: 0, needs attention: 0, disconnected: 0"
+        "connected: 2, refreshing: 0, retrying: 0, failing: 0, needs attention: 0, disconnected: 0"
     )
     assert summary[1] == "due now: 0"
     assert summary[2].startswith("last run recorded: ")

@@ -546,5 +546,8 @@ def test_mail_and_log_contain_no_secret(
     secrets = [healthy.access_token, healthy.refresh_token, settings.INFUSIONSOFT_CLIENT_SECRET]
     revoke(healthy, sandbox)
     shown = mailoutbox[0].message().as_string() + caplog.text
-    assert "alert_sent lost=1 resolved=0 rejected=0 accepted=0 overdue=0 up_to_date=0" in shown
+    assert (
+        "alert_sent lost=1 failing=0 resolved=0 rejected=0 accepted=0 overdue=0 up_to_date=0"
+        in shown
+    )
     assert [secret for secret in secrets if secret in shown] == []

@@ -13,7 +13,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_infusionsoft.choices import BlockReason, Condition, Status
+from django_infusionsoft.choices import BlockReason, Condition, Outcome, Status
 from django_infusionsoft.models import Application, ApplicationState, Credential, WorkerState
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.monitoring.health import EXIT_CODES, Health, HealthStatus, health_of
@@ -65,13 +65,24 @@ def leased(minutes: float) -> dict[str, Any]:
 def rows_in_every_state(make: Make) -> None:
     for status, failures, lease in product(Status, (0, 1, 7), ({}, leased(1), leased(-1))):
         make(status=status, failures=failures, **lease)
+    now = timezone.now()
+    since: list[dict[str, Any]] = [
+        {"expires_at": now - MINUTE},
+        {"expires_at": now - MINUTE, **due_for(30)},
+        {"failing_since": now - 30 * MINUTE},
+        {"failing_since": now - MINUTE},
+    ]
+    for status, failures, columns in product(Status, (0, 1), since):
+        make(status=status, failures=failures, **columns)
+    for status, failures, outcome in product(Status, (0, 1), Outcome):
+        make(status=status, failures=failures, failed_outcome=outcome, **leased(1))
 
 
 def test_counts_match_the_conditions_of_all_rows(make: Make) -> None:
     rows_in_every_state(make)
     conditions = Counter(each.condition for each in Credential.objects.all())
     assert read_health().counts == conditions
-    assert read_health().total == Credential.objects.count() == 27
+    assert read_health().total == Credential.objects.count() == 87
     assert set(conditions) == set(Condition)
 
 
@@ -84,7 +95,7 @@ def test_rows_can_be_filtered_by_their_condition(make: Make, condition: Conditio
 
 def test_alive_counts_the_connected_accounts(make: Make) -> None:
     rows_in_every_state(make)
-    assert read_health().alive == Credential.objects.connected().count() == 9
+    assert read_health().alive == Credential.objects.connected().count() == 29
 
 
 def count_queries() -> int:
@@ -111,7 +122,7 @@ def test_health_needs_the_same_number_of_queries_for_500_accounts(make: Make) ->
     few = count_queries()
     add(490, "b")
     assert Credential.objects.count() == 500
-    assert count_queries() == few == 5
+    assert count_queries() == few == 6
 
 
 def test_nothing_is_decrypted(credential: Credential) -> None:
@@ -240,7 +251,7 @@ def test_status_is_the_most_severe(
 
 
 def test_exit_codes_match_the_documented_ones() -> None:
-    assert EXIT_CODES == {"ok": 0, "action_required": 1, "behind": 2}
+    assert EXIT_CODES == {"ok": 0, "action_required": 1, "behind": 2, "failing": 1}
 
 
 def test_as_dict_contains_counts_and_the_last_run(make: Make) -> None:
@@ -255,6 +266,7 @@ def test_as_dict_contains_counts_and_the_last_run(make: Make) -> None:
             "connected": 1,
             "refreshing": 0,
             "retrying": 0,
+            "failing": 0,
             "needs_attention": 1,
             "disconnected": 0,
         },

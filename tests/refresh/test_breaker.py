@@ -498,13 +498,16 @@ def test_each_client_has_its_own_state_when_both_are_rejected(
     assert ask(of_second) == "ClientRejected"
 
 
-def test_nothing_is_sent_or_changed_when_no_client_is_configured(
+def test_only_the_error_is_stored_when_no_client_is_configured(
     sandbox: Sandbox, expired: Credential
 ) -> None:
-    before = list(Credential.objects.values())
+    (before,) = Credential.objects.values()
     with override_settings(INFUSIONSOFT_CLIENT_ID=""), pytest.raises(ConfigurationError):
         row(expired).refresh()
-    assert (sandbox.token_requests, list(Credential.objects.values())) == ([], before)
+    (after,) = Credential.objects.values()
+    changed = {name for name, value in after.items() if value != before[name]}
+    assert changed == {"last_error", "failing_since", "failed_outcome"}
+    assert sandbox.token_requests == []
 
 
 # Keap accepts requests but does not reply

@@ -29,9 +29,9 @@ class Command(BaseCommand):
 
     help = (
         "Shows every credential and an overall status. Exit codes: 0 no problems; 1 an account "
-        "must be reconnected, or Keap rejects an application's client; 2 refreshes are overdue, "
-        "or no run has been recorded for that long (INFUSIONSOFT_OVERDUE_SECONDS); 3 the "
-        "database is not available."
+        "must be reconnected or cannot be refreshed, or Keap rejects an application's client; "
+        "2 refreshes are overdue, or no run has been recorded for that long "
+        "(INFUSIONSOFT_OVERDUE_SECONDS); 3 the database is not available."
     )
     # The status must be available whatever the checks find.
     requires_system_checks = []
@@ -83,8 +83,8 @@ class Command(BaseCommand):
                 credential.account_name,
                 credential.get_reason_display() or credential.last_error,
             )
-            is_lost = credential.condition == Condition.NEEDS_ATTENTION
-            self.stdout.write(line, self.style.ERROR if is_lost else str)
+            is_bad = credential.condition in (Condition.NEEDS_ATTENTION, Condition.FAILING)
+            self.stdout.write(line, self.style.ERROR if is_bad else str)
 
 
 def _credentials(alias: str, health: Health) -> Iterator[Credential]:
