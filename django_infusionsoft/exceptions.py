@@ -19,6 +19,10 @@ class DecryptionError(ConfigurationError):
     """No key in ``INFUSIONSOFT_ENCRYPTION_KEYS`` can decrypt a stored value; it is kept."""
 
 
+class ImportRejected(InfusionsoftError):
+    """A token pair is not imported. The message says why and what to do; it has no token."""
+
+
 class ReauthorizationRequired(InfusionsoftError):
     """The account must be reconnected; ``reason`` is one of ``Credential.Reason``."""
 

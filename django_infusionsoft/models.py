@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +11,7 @@ from django.db import models, router
 
 from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import Status
-from django_infusionsoft.connect import connection_check, grants, profiles
+from django_infusionsoft.connect import connection_check, grants, importer, profiles
 from django_infusionsoft.connect.connection_check import Answer
 from django_infusionsoft.keap.oauth import TokenPair, normalize_account
 from django_infusionsoft.refresh import runs, single
@@ -61,6 +61,29 @@ class CredentialQuerySet(models.QuerySet["Credential"]):
     def due(self) -> CredentialQuerySet:
         """The credentials to be refreshed by now, by the database's clock. Uses an index."""
         return self.filter(refresh_at__lte=DatabaseNow())
+
+    def bulk_update(
+        self, objs: Iterable[Credential], fields: Iterable[str], batch_size: int | None = None
+    ) -> int:
+        """As Django's, for the columns that ``save()`` writes."""
+        names = list(fields)
+        self.model.require_editable(names)
+        return super().bulk_update(objs, names, batch_size)
+
+    def bulk_create(
+        self,
+        objs: Iterable[Credential],
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        update_fields: Collection[str] | None = None,
+        unique_fields: Collection[str] | None = None,
+    ) -> list[Credential]:
+        """As Django's. Of stored rows it changes only the columns that ``save()`` writes."""
+        self.model.require_editable(update_fields or ())
+        return super().bulk_create(
+            objs, batch_size, ignore_conflicts, update_conflicts, update_fields, unique_fields
+        )
 
     @alters_data
     def request_refresh(self, *, user: AbstractBaseUser | None = None) -> int:
@@ -135,11 +158,16 @@ class CredentialManager(models.Manager["Credential"]):
         refresh_token: str,
         expires_at: datetime,
         application: Application | None = None,
+        force: bool = False,
     ) -> Credential:
         """Store a token pair (access and refresh token) that nothing else uses from now on.
 
+        The stored token pair is returned unchanged if it is the same one.
+
         :param expires_at: when the access token expires (aware); may be in the past.
         :param application: the client that it was issued to; ``None``: the client in the settings.
+        :param force: whether to store even a refresh token that this site has had before.
+        :raises ImportRejected: this site has had the refresh token before.
         :raises ValueError: the account, a token or the time is invalid; nothing is stored.
         """
         pair = grants.imported_pair(
@@ -148,7 +176,7 @@ class CredentialManager(models.Manager["Credential"]):
             refresh_token=refresh_token,
             expires_at=expires_at,
         )
-        return grants.store(self.model, pair, application=application, imported=True)
+        return importer.import_pair(self.model, pair, application=application, force=force)
 
     @alters_data
     def connect(

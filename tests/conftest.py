@@ -198,8 +198,9 @@ def due(sandbox: Sandbox, db: None) -> Callable[..., Credential]:
             expires_at=timezone.now() + timedelta(hours=1),
             application=application,
         )
-        credential.refresh_at = timezone.now() - timedelta(minutes=minutes)
-        credential.save(update_fields=["refresh_at"])
+        due_at = timezone.now() - timedelta(minutes=minutes)
+        Credential.objects.filter(pk=credential.pk).update(refresh_at=due_at)
+        credential.refresh_from_db(fields=["refresh_at"])
         return credential
 
     return make

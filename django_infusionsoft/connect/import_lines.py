@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, Final, NoReturn
 from django.utils import timezone
 
 from django_infusionsoft.connect import grants
-from django_infusionsoft.connect.importer import Grant, ImportRejected
+from django_infusionsoft.connect.importer import Grant
+from django_infusionsoft.exceptions import ImportRejected
 from django_infusionsoft.keap.oauth import account_in_scope, normalize_account
 
 # Keap's tokens have some 30 characters, and the signed tokens of other servers some thousand.

@@ -12,16 +12,12 @@ from django.db import router, transaction
 from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.connect.grants import store
-from django_infusionsoft.exceptions import DecryptionError
+from django_infusionsoft.exceptions import DecryptionError, ImportRejected
 from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.storage.applications import Application
-from django_infusionsoft.storage.credentials import CredentialRow
+from django_infusionsoft.storage.credentials import CredentialRow, Row
 from django_infusionsoft.storage.events import CredentialEvent
-
-
-class ImportRejected(Exception):
-    """A grant is not stored. The message says why and what to do; it contains no token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,7 @@ class Grant:
     @property
     def fingerprint(self) -> str:
         """Identifies the refresh token."""
-        return history.fingerprint(str(self.pair.refresh_token))
+        return _fingerprint(self.pair)
 
 
 @dataclass(slots=True)
@@ -70,11 +66,11 @@ class Importer:
         application = self._application_of(grant)
         self._require_once(grant, application)
         with transaction.atomic(using=router.db_for_write(self.model)):
-            found = self._find(grant.account, application)
-            if found is not None and not _is_wanted(found, grant, replace=self.replace):
+            found = _find(self.model, grant.pair, application, lock=not self.dry_run)
+            if found is not None and not _is_wanted(found, grant.pair, replace=self.replace):
                 return False
             if not self.dry_run:
-                self._store(grant, application, found)
+                _store(self.model, grant.pair, application, found)
         return True
 
     def _application_of(self, grant: Grant) -> Application | None:
@@ -109,21 +105,43 @@ class Importer:
                 f"keep the line with the correct account."
             )
 
-    def _find(self, account: str, application: Application | None) -> CredentialRow | None:
-        """Return the account's credential, locked until the end of the transaction."""
-        rows = self.model._base_manager.using(router.db_for_write(self.model))
-        same = rows.filter(account=account, application=application)
-        return (same if self.dry_run else same.select_for_update()).first()
 
-    def _store(
-        self, grant: Grant, application: Application | None, found: CredentialRow | None
-    ) -> None:
-        credential = store(self.model, grant.pair, application=application, imported=True)
-        if credential.generation != (found.generation + 1 if found else 1):
-            raise ImportRejected(
-                "the account was connected by another process at the same moment: run the same "
-                "file again to see its current state."
-            )
+def import_pair(
+    model: type[Row], pair: TokenPair, *, application: Application | None, force: bool
+) -> Row:
+    """See ``Credential.objects.import_tokens()``."""
+    with transaction.atomic(using=router.db_for_write(model)):
+        found = _find(model, pair, application, lock=True)
+        try:
+            if found is None or force or _is_wanted(found, pair, replace=True):
+                return _store(model, pair, application, found)
+        except ImportRejected as error:
+            raise ImportRejected(f"Account {pair.account}: {error}") from None
+        return found
+
+
+def _find(
+    model: type[Row], pair: TokenPair, application: Application | None, *, lock: bool
+) -> Row | None:
+    """Return the account's credential.
+
+    :param lock: whether to lock it until the end of the transaction.
+    """
+    rows = model._base_manager.using(router.db_for_write(model))
+    same = rows.filter(account=pair.account, application=application)
+    return (same.select_for_update() if lock else same).first()
+
+
+def _store(
+    model: type[Row], pair: TokenPair, application: Application | None, found: CredentialRow | None
+) -> Row:
+    credential = store(model, pair, application=application, imported=True)
+    if credential.generation != (found.generation + 1 if found else 1):
+        raise ImportRejected(
+            "the account was connected by another process at the same moment: import again to "
+            "see its current state."
+        )
+    return credential
 
 
 def _application_with(client_id: str) -> Application | None:
@@ -141,18 +159,18 @@ def _application_with(client_id: str) -> Application | None:
     return same[0] if same else None
 
 
-def _is_wanted(found: CredentialRow, grant: Grant, *, replace: bool) -> bool:
+def _is_wanted(found: CredentialRow, pair: TokenPair, *, replace: bool) -> bool:
     """Return false if the account already has this token pair.
 
-    :raises ImportRejected: the grant must not replace the stored one.
+    :raises ImportRejected: the token pair must not replace the stored one.
     """
     if found.status != Status.CONNECTED:
-        _require_unspent(found, grant)
+        _require_unspent(found, pair)
         return True
-    is_held, is_same = _compare(found, grant)
+    is_held, is_same = _compare(found, pair)
     if is_same:
         return False
-    if is_held or _events(found, grant):
+    if is_held or _events(found, pair):
         raise ImportRejected(
             "this refresh token is older than the stored one: this site has already had it. "
             "Nothing to do."
@@ -165,27 +183,36 @@ def _is_wanted(found: CredentialRow, grant: Grant, *, replace: bool) -> bool:
     return True
 
 
-def _require_unspent(found: CredentialRow, grant: Grant) -> None:
+def _require_unspent(found: CredentialRow, pair: TokenPair) -> None:
     """Reject a refresh token that this site may have presented; one only imported may be valid."""
-    is_held, _ = _compare(found, grant)
-    if is_held or _events(found, grant) - {EventKind.IMPORTED}:
+    is_held, _ = _compare(found, pair)
+    events = _events(found, pair)
+    imports = [generation for kind, generation in events if kind == EventKind.IMPORTED]
+    # A refresh after the import increments the generation, and so does the disconnection. Its own
+    # event may have been pruned.
+    is_older = bool(imports) and found.generation > max(imports) + 1
+    if is_held or is_older or len(imports) < len(events):
         raise ImportRejected(
-            "this site has already used this refresh token, which works only once: export a "
-            "newer one, or connect the account in the admin."
+            "this site has already used this refresh token, which works only once, or replaced "
+            "it: export a newer one, or connect the account in the admin."
         )
 
 
-def _compare(found: CredentialRow, grant: Grant) -> tuple[bool, bool]:
+def _compare(found: CredentialRow, pair: TokenPair) -> tuple[bool, bool]:
     """Return whether the refresh token is the stored one, and whether the token pair is."""
     try:
-        is_held = found.refresh_token == grant.pair.refresh_token
-        return is_held, is_held and found.access_token == grant.pair.access_token
+        is_held = found.refresh_token == pair.refresh_token
+        return is_held, is_held and found.access_token == pair.access_token
     except DecryptionError:  # it cannot be compared
         return False, False
 
 
-def _events(found: CredentialRow, grant: Grant) -> set[str]:
-    """Return the kinds of the events with this refresh token."""
+def _events(found: CredentialRow, pair: TokenPair) -> list[tuple[str, int]]:
+    """Return the kinds and generations of the events with this refresh token."""
     events = CredentialEvent._base_manager.using(router.db_for_write(type(found)))
-    same = events.filter(credential_id=found.pk, fingerprint=grant.fingerprint)
-    return set(same.values_list("kind", flat=True))
+    same = events.filter(credential_id=found.pk, fingerprint=_fingerprint(pair))
+    return list(same.values_list("kind", "generation"))
+
+
+def _fingerprint(pair: TokenPair) -> str:
+    return history.fingerprint(str(pair.refresh_token))

@@ -95,8 +95,7 @@ def update(credential: Row) -> Row:
         for name in ("account_name", "keap_user", "keap_user_is_admin")
         if (value := getattr(profile, name)) not in ("", None)
     }
-    for name, value in known.items():
-        setattr(credential, name, value)
+    credential.__dict__.update(known)  # written below, so not by a later save()
     try:
         if credential.account is None and profile.account is not None:
             # The spool may hold a newer token pair, which would not be found after a merge.

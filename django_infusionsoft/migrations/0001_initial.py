@@ -138,11 +138,16 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "generation",
-                    models.PositiveBigIntegerField(default=0, verbose_name="generation"),
+                    models.PositiveBigIntegerField(
+                        default=0, editable=False, verbose_name="generation"
+                    ),
                 ),
-                ("issued_at", models.DateTimeField(verbose_name="last refresh")),
-                ("expires_at", models.DateTimeField(verbose_name="access token expires")),
-                ("connected_at", models.DateTimeField(verbose_name="connected")),
+                ("issued_at", models.DateTimeField(editable=False, verbose_name="last refresh")),
+                (
+                    "expires_at",
+                    models.DateTimeField(editable=False, verbose_name="access token expires"),
+                ),
+                ("connected_at", models.DateTimeField(editable=False, verbose_name="connected")),
                 (
                     "status",
                     models.CharField(
@@ -152,6 +157,7 @@ class Migration(migrations.Migration):
                             ("disconnected", "disconnected"),
                         ],
                         default="connected",
+                        editable=False,
                         max_length=30,
                         verbose_name="status",
                     ),
@@ -170,21 +176,32 @@ class Migration(migrations.Migration):
                             ),
                             ("unanswered", "two attempts received no reply"),
                         ],
+                        editable=False,
                         max_length=30,
                         verbose_name="reason",
                     ),
                 ),
-                ("refresh_at", models.DateTimeField(null=True, verbose_name="next refresh")),
+                (
+                    "refresh_at",
+                    models.DateTimeField(editable=False, null=True, verbose_name="next refresh"),
+                ),
                 (
                     "failures",
-                    models.PositiveIntegerField(default=0, verbose_name="consecutive failures"),
+                    models.PositiveIntegerField(
+                        default=0, editable=False, verbose_name="consecutive failures"
+                    ),
                 ),
                 (
                     "unanswered_attempts",
-                    models.PositiveIntegerField(default=0, verbose_name="unanswered attempts"),
+                    models.PositiveIntegerField(
+                        default=0, editable=False, verbose_name="unanswered attempts"
+                    ),
                 ),
                 ("may_be_rotated", models.BooleanField(default=False, editable=False)),
-                ("last_error", models.TextField(blank=True, verbose_name="last error")),
+                (
+                    "last_error",
+                    models.TextField(blank=True, editable=False, verbose_name="last error"),
+                ),
                 ("failing_since", models.DateTimeField(editable=False, null=True)),
                 (
                     "failed_outcome",

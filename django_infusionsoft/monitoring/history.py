@@ -79,10 +79,13 @@ def fingerprint(refresh_token: str) -> str:
 
 def knows_answer(credential: CredentialRow, presented: str) -> bool:
     """Whether the reply to the refresh token with this fingerprint has been stored."""
-    alias = alias_of(credential)
-    with own_transaction(alias):
-        stored = CredentialEvent._base_manager.using(alias).filter(kind__in=REFRESHES)
-        return stored.filter(credential_id=credential.pk, fingerprint=presented).exists()
+    return not _kinds_with(credential, presented).isdisjoint(REFRESHES)
+
+
+def has_presented(credential: CredentialRow, presented: str) -> bool:
+    """Whether this site has presented the refresh token before, other than to be rejected."""
+    others = {EventKind.IMPORTED, EventKind.REAUTHORIZATION_REQUIRED}
+    return bool(_kinds_with(credential, presented) - others)
 
 
 def record(
@@ -111,7 +114,8 @@ def record_all(entries: Sequence[Entry], *, on_its_own: bool = True) -> None:
 def prune(alias: str, *, is_over: Callable[[], bool]) -> int:
     """Delete events that are older than ``EVENT_RETENTION_DAYS``; return how many.
 
-    Deletes in batches, so that no lock is held for long, and at most ``MAX_PRUNED`` per run.
+    Imports are kept: they recognize a refresh token if the same export is imported again. Deletes
+    in batches, so that no lock is held for long, and at most ``MAX_PRUNED`` per run.
 
     :param is_over: called after each batch; if it returns true, pruning stops.
     """
@@ -119,12 +123,13 @@ def prune(alias: str, *, is_over: Callable[[], bool]) -> int:
         return 0
     ended = DatabaseNow() - timedelta(days=conf.EVENT_RETENTION_DAYS)
     events = CredentialEvent._base_manager.using(alias)
-    old = events.filter(created_at__lt=ended).order_by("created_at").values_list("pk", flat=True)
+    old = events.filter(created_at__lt=ended).exclude(kind=EventKind.IMPORTED)
+    old_pks = old.order_by("created_at").values_list("pk", flat=True)
     pruned = 0
     try:
         while True:
             with own_transaction(alias):
-                found = list(old[:PRUNE_BATCH_SIZE])
+                found = list(old_pks[:PRUNE_BATCH_SIZE])
                 pruned += events.filter(pk__in=found).delete()[0] if found else 0
             if len(found) < PRUNE_BATCH_SIZE or pruned >= MAX_PRUNED or is_over():
                 break
@@ -132,6 +137,15 @@ def prune(alias: str, *, is_over: Callable[[], bool]) -> int:
         logger.exception("events_not_pruned")
         close_idle_connection(alias)
     return pruned
+
+
+def _kinds_with(credential: CredentialRow, presented: str) -> set[str]:
+    """Return the kinds of the events with this fingerprint."""
+    alias = alias_of(credential)
+    with own_transaction(alias):
+        events = CredentialEvent._base_manager.using(alias)
+        same = events.filter(credential_id=credential.pk, fingerprint=presented)
+        return set(same.values_list("kind", flat=True))
 
 
 def _write_entries(entries: Sequence[Entry], *, on_its_own: bool) -> None:

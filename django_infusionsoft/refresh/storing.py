@@ -7,7 +7,7 @@ reply is in the spool, so that it survives the death of this process.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from django_infusionsoft.exceptions import (
     DatabaseBusy,
     DecryptionError,
     GatewayFailed,
+    GrantRejected,
     InfusionsoftError,
     OutcomeUnknown,
     RateLimited,
@@ -187,6 +188,14 @@ def columns_for(
 def _mark_rejected(attempt: Attempt, error: ReauthorizationRequired) -> AttemptResult:
     """Accept a rejection only if the generation and the lease are still the attempt's."""
     credential = attempt.credential
+    if error.reason == Reason.USED_ELSEWHERE and (
+        history.has_presented(credential, attempt.fingerprint)
+    ):
+        error = GrantRejected(
+            "Keap rejected a refresh token that this site has presented before: an older token "
+            "pair has been written to the database since."
+        )
+        attempt = replace(attempt, reply=error)
     is_lost = credential.unanswered_attempts or credential.may_be_rotated
     default_reason = Reason.ROTATION_LOST if is_lost else Reason.REVOKED
     is_current = _write(

@@ -23,6 +23,7 @@ from django_infusionsoft.keap.oauth import Client
 from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.storage.applications import Application, client_of
 from django_infusionsoft.storage.database import DatabaseNow, own_transaction
+from django_infusionsoft.storage.saving import GuardedModel
 
 # The columns that other processes change.
 SHARED_FIELDS: Final = (
@@ -51,11 +52,22 @@ NO_LEASE: Final[Mapping[str, Any]] = {
 }
 
 
-class CredentialRow(models.Model):
+class CredentialRow(GuardedModel):
     """One account's grant to one application: the token pair and its state."""
 
     Status = Status
     Reason = Reason
+
+    # Columns that are not editable are the app's: see GuardedModel.
+    methods = {
+        **dict.fromkeys(
+            ("access_token", "refresh_token", "issued_at", "expires_at", "connected_at"),
+            "Credential.objects.import_tokens()",
+        ),
+        "generation": "refresh(), Credential.objects.import_tokens()",
+        "status": "refresh(), disconnect(), Credential.objects.import_tokens()",
+        "refresh_at": "Credential.objects.all().request_refresh()",
+    }
 
     application = models.ForeignKey(
         Application,
@@ -88,21 +100,29 @@ class CredentialRow(models.Model):
 
     access_token = EncryptedTextField(_("access token"))
     refresh_token = EncryptedTextField(_("refresh token"))
-    generation = models.PositiveBigIntegerField(_("generation"), default=0)
-    issued_at = models.DateTimeField(_("last refresh"))
-    expires_at = models.DateTimeField(_("access token expires"))
-    connected_at = models.DateTimeField(_("connected"))
+    generation = models.PositiveBigIntegerField(_("generation"), default=0, editable=False)
+    issued_at = models.DateTimeField(_("last refresh"), editable=False)
+    expires_at = models.DateTimeField(_("access token expires"), editable=False)
+    connected_at = models.DateTimeField(_("connected"), editable=False)
 
     status = models.CharField(
-        _("status"), max_length=30, choices=Status.choices, default=Status.CONNECTED
+        _("status"),
+        max_length=30,
+        choices=Status.choices,
+        default=Status.CONNECTED,
+        editable=False,
     )
-    reason = models.CharField(_("reason"), max_length=30, choices=Reason.choices, blank=True)
-    refresh_at = models.DateTimeField(_("next refresh"), null=True)
-    failures = models.PositiveIntegerField(_("consecutive failures"), default=0)
-    unanswered_attempts = models.PositiveIntegerField(_("unanswered attempts"), default=0)
+    reason = models.CharField(
+        _("reason"), max_length=30, choices=Reason.choices, blank=True, editable=False
+    )
+    refresh_at = models.DateTimeField(_("next refresh"), null=True, editable=False)
+    failures = models.PositiveIntegerField(_("consecutive failures"), default=0, editable=False)
+    unanswered_attempts = models.PositiveIntegerField(
+        _("unanswered attempts"), default=0, editable=False
+    )
     # Whether a gateway replied in Keap's place, which may have rotated the refresh token.
     may_be_rotated = models.BooleanField(default=False, editable=False)
-    last_error = models.TextField(_("last error"), blank=True)
+    last_error = models.TextField(_("last error"), blank=True, editable=False)
     # Of the failures since the last refresh: when the first one was, and the outcome of the last.
     failing_since = models.DateTimeField(null=True, editable=False)
     failed_outcome = models.CharField(

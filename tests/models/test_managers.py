@@ -11,9 +11,9 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_infusionsoft.exceptions import ConfigurationError
+from django_infusionsoft.exceptions import ConfigurationError, ImportRejected
 from django_infusionsoft.keap.oauth import TokenPair
-from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.models import Application, Credential, CredentialEvent
 from django_infusionsoft.refresh.run_result import Run
 from django_infusionsoft.sandbox import Sandbox
 from tests.support import keap_with
@@ -461,3 +461,64 @@ def test_error_of_an_import_shows_no_token(db: None) -> None:
         Credential.objects.import_tokens(**pair(access_token="very secret", refresh_token="too"))
     assert "secret" not in str(caught.value)
     assert "too" not in str(caught.value)
+
+
+def test_same_pair_is_imported_once(db: None) -> None:
+    first = Credential.objects.import_tokens(**pair())
+    again = Credential.objects.import_tokens(**pair())
+    assert (again, again.generation, again.events.count()) == (first, 1, 1)
+
+
+def test_import_is_rejected_when_the_pair_has_been_rotated(sandbox: Sandbox, db: None) -> None:
+    reply = sandbox.issue("ab123")
+    exported = pair(access_token=reply["access_token"], refresh_token=reply["refresh_token"])
+    credential = Credential.objects.import_tokens(**exported)
+    credential.refresh()
+    stored = row(credential).refresh_token
+    with pytest.raises(
+        ImportRejected, match="Account ab123: this refresh token is older"
+    ) as caught:
+        Credential.objects.import_tokens(**exported)
+    assert reply["refresh_token"] not in str(caught.value)
+    assert row(credential).refresh_token == stored
+    credential.refresh()
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_import_is_rejected_when_the_history_has_been_pruned(
+    credential: Credential, is_connected: bool
+) -> None:
+    exported = pair(access_token=credential.access_token, refresh_token=credential.refresh_token)
+    credential.refresh()
+    if not is_connected:
+        credential.disconnect()
+    CredentialEvent.objects.update(created_at=timezone.now() - timedelta(days=100))
+    Credential.objects.refresh_due()
+    assert [event.kind for event in credential.events.all()] == ["imported"]
+    with pytest.raises(ImportRejected):
+        Credential.objects.import_tokens(**exported)
+
+
+def test_import_is_rejected_when_the_pair_was_replaced(db: None) -> None:
+    Credential.objects.import_tokens(**pair())
+    Credential.objects.import_tokens(**pair(access_token="a-2", refresh_token="r-2"))
+    with pytest.raises(ImportRejected):
+        Credential.objects.import_tokens(**pair())
+    assert Credential.objects.get().refresh_token == "r-2"
+
+
+def test_rejected_pair_is_imported_with_force(db: None) -> None:
+    Credential.objects.import_tokens(**pair())
+    Credential.objects.import_tokens(**pair(access_token="a-2", refresh_token="r-2"))
+    credential = Credential.objects.import_tokens(**pair(), force=True)
+    assert (row(credential).refresh_token, credential.generation) == ("refresh", 3)
+
+
+def test_rejected_import_does_not_break_the_callers_transaction(db: None) -> None:
+    Credential.objects.import_tokens(**pair())
+    Credential.objects.import_tokens(**pair(access_token="a-2", refresh_token="r-2"))
+    with transaction.atomic():
+        with pytest.raises(ImportRejected):
+            Credential.objects.import_tokens(**pair())
+        Credential.objects.import_tokens(**pair(account="cd456"))
+    assert Credential.objects.count() == 2

@@ -104,6 +104,13 @@ def test_events_are_deleted_after_the_retention_of_the_settings(
     assert details(EventKind.IMPORTED) == [""]
 
 
+def test_imports_are_never_deleted(credential: Credential) -> None:
+    CredentialEvent.objects.update(created_at=timezone.now() - timedelta(days=400))
+    with KEPT_FOR_A_WEEK:
+        assert history.prune("default", is_over=NEVER) == 0
+    assert credential.events.get().kind == "imported"
+
+
 def test_all_events_are_kept_when_the_retention_is_zero(write_aged: Callable[..., None]) -> None:
     write_aged(10_000)
     with (

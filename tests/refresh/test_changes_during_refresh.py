@@ -584,6 +584,37 @@ def test_reason_is_used_elsewhere_when_earlier_refreshes_succeeded(
     assert row(credential).reason == "used_elsewhere"
 
 
+@pytest.mark.parametrize("kind", ["refreshed", "recovered"])
+def test_reason_is_not_used_elsewhere_when_this_site_presented_the_token_before(
+    sandbox: Sandbox, credential: Credential, kind: str
+) -> None:
+    old = Credential.objects.filter(pk=credential.pk).values().get()
+    credential.refresh()
+    credential.events.filter(kind="refreshed").update(kind=kind)
+    # As a restored dump of this table does.
+    Credential.objects.update(refresh_token=old["refresh_token"])
+    assert refresh(row(credential)) == "ReauthorizationRequired"
+    assert row(credential).reason == "revoked"
+    assert "has presented before" in row(credential).last_error
+    event = credential.events.get(kind="reauthorization_required")
+    assert "has presented before" in event.detail
+
+
+def test_reason_stays_used_elsewhere_when_the_history_has_only_the_import(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    reply = sandbox.issue("ab123")
+    Credential.objects.import_tokens(
+        account="ab123",
+        access_token=reply["access_token"],
+        refresh_token=reply["refresh_token"],
+        expires_at=timezone.now() + timedelta(days=1),
+    )
+    refresh_in_a_copy(row(credential))
+    assert refresh(row(credential)) == "ReauthorizationRequired"
+    assert row(credential).reason == "used_elsewhere"
+
+
 def test_reason_is_revoked_when_the_user_has_revoked_the_grant(
     sandbox: Sandbox, credential: Credential
 ) -> None:

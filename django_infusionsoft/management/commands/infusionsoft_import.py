@@ -14,8 +14,8 @@ from django.db import Error
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.connect import import_lines
-from django_infusionsoft.connect.importer import Importer, ImportRejected
-from django_infusionsoft.exceptions import ConfigurationError
+from django_infusionsoft.connect.importer import Importer
+from django_infusionsoft.exceptions import ConfigurationError, ImportRejected
 from django_infusionsoft.models import Application, Credential
 
 USAGE_ERROR: Final = 2
