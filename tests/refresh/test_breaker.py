@@ -501,10 +501,10 @@ def test_each_client_has_its_own_state_when_both_are_rejected(
 def test_only_the_error_is_stored_when_no_client_is_configured(
     sandbox: Sandbox, expired: Credential
 ) -> None:
-    (before,) = Credential.objects.values()
+    before: dict[str, Any] = {**Credential.objects.values().get()}
     with override_settings(INFUSIONSOFT_CLIENT_ID=""), pytest.raises(ConfigurationError):
         row(expired).refresh()
-    (after,) = Credential.objects.values()
+    after = Credential.objects.values().get()
     changed = {name for name, value in after.items() if value != before[name]}
     assert changed == {"last_error", "failing_since", "failed_outcome"}
     assert sandbox.token_requests == []
