@@ -9,11 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from django.test import override_settings
+
+from django_infusionsoft.keap import transport
 
 Serve = Callable[[socket.socket], None]
+
+NOWHERE = "http://127.0.0.1:9/token"
+SHORT_TIMEOUTS = {
+    "INFUSIONSOFT_CONNECT_TIMEOUT_SECONDS": 0.3,
+    "INFUSIONSOFT_READ_TIMEOUT_SECONDS": 0.3,
+}
+ROUTES = ["direct", "forwarding proxy", "tunnel", "SOCKS"]
 
 PAIR = b'{"access_token": "new-access", "refresh_token": "new-refresh", "expires_in": 86400}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(PAIR), PAIR)
@@ -111,3 +122,46 @@ def certified(folder: Path) -> tuple[ssl.SSLContext, Path]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(bundle, secret)
     return context, bundle
+
+
+def without_proxies(environment: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Remove the proxies of this machine, and share no connection with another test."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        environment.delenv(name, raising=False)
+        environment.delenv(name.upper(), raising=False)
+    environment.setattr(transport, "MAX_AGE_SECONDS", -1)
+    return environment
+
+
+@contextmanager
+def route_to_keap(
+    route: str, serve: Serve, environment: pytest.MonkeyPatch, folder: Path
+) -> Iterator[None]:
+    """Serve each connection to the token endpoint through this route."""
+    context, bundle = certified(folder)
+
+    def serve_in_tunnel(connection: socket.socket) -> None:
+        with behind_tunnel(connection, context) as encrypted:
+            serve(encrypted)
+
+    routes: dict[str, Serve] = {
+        "direct": serve,
+        "forwarding proxy": serve,
+        "tunnel": serve_in_tunnel,
+        "SOCKS": lambda connection: serve(behind_socks(connection)),
+    }
+    with listening(routes[route]) as port:
+        host, url = f"127.0.0.1:{port}", NOWHERE
+        match route:
+            case "direct":
+                url = f"http://{host}/token"
+            case "forwarding proxy":
+                environment.setenv("http_proxy", f"http://{host}")
+            case "tunnel":
+                url = "https://127.0.0.1:9/token"
+                environment.setenv("https_proxy", f"http://{host}")
+                environment.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+            case "SOCKS":
+                environment.setenv("all_proxy", f"socks5h://{host}")
+        with override_settings(INFUSIONSOFT_TOKEN_URL=url, **SHORT_TIMEOUTS):
+            yield

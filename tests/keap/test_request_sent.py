@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,19 @@ from django_infusionsoft.keap import oauth, transport
 from django_infusionsoft.models import Credential
 from tests.keap.endpoints import (
     ANSWER,
+    NOWHERE,
     PAIR,
+    ROUTES,
+    SHORT_TIMEOUTS,
     Serve,
-    behind_socks,
-    behind_tunnel,
-    certified,
     listening,
     read_head,
     read_request,
+    route_to_keap,
+    without_proxies,
 )
 
 CLIENT = oauth.Client("sandbox-client", "sandbox-secret")
-NOWHERE = "http://127.0.0.1:9/token"
-SHORT_TIMEOUTS = {
-    "INFUSIONSOFT_CONNECT_TIMEOUT_SECONDS": 0.3,
-    "INFUSIONSOFT_READ_TIMEOUT_SECONDS": 0.3,
-}
 
 Open = Callable[..., None]
 
@@ -45,11 +42,7 @@ Open = Callable[..., None]
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Use no proxy except the test's, and no connection of an earlier test."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(transport, "MAX_AGE_SECONDS", -1)
-    return monkeypatch
+    return without_proxies(monkeypatch)
 
 
 @pytest.fixture
@@ -58,40 +51,6 @@ def end_of_test() -> Iterator[threading.Event]:
     over = threading.Event()
     yield over
     over.set()
-
-
-@contextmanager
-def route_to_keap(
-    route: str, serve: Serve, environment: pytest.MonkeyPatch, folder: Path
-) -> Iterator[None]:
-    """Serve each connection to the token endpoint through this route."""
-    context, bundle = certified(folder)
-
-    def serve_in_tunnel(connection: socket.socket) -> None:
-        with behind_tunnel(connection, context) as encrypted:
-            serve(encrypted)
-
-    routes: dict[str, Serve] = {
-        "direct": serve,
-        "forwarding proxy": serve,
-        "tunnel": serve_in_tunnel,
-        "SOCKS": lambda connection: serve(behind_socks(connection)),
-    }
-    with listening(routes[route]) as port:
-        host, url = f"127.0.0.1:{port}", NOWHERE
-        match route:
-            case "direct":
-                url = f"http://{host}/token"
-            case "forwarding proxy":
-                environment.setenv("http_proxy", f"http://{host}")
-            case "tunnel":
-                url = "https://127.0.0.1:9/token"
-                environment.setenv("https_proxy", f"http://{host}")
-                environment.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-            case "SOCKS":
-                environment.setenv("all_proxy", f"socks5h://{host}")
-        with override_settings(INFUSIONSOFT_TOKEN_URL=url, **SHORT_TIMEOUTS):
-            yield
 
 
 @pytest.fixture
@@ -111,7 +70,7 @@ def failed_refresh() -> tuple[transport.Call, InfusionsoftError]:
     return call, caught.value
 
 
-every_route = pytest.mark.parametrize("route", ["direct", "forwarding proxy", "tunnel", "SOCKS"])
+every_route = pytest.mark.parametrize("route", ROUTES)
 
 
 def answer(connection: socket.socket) -> None:
