@@ -66,6 +66,11 @@ class BlockReason(TextChoices):
     REJECTED = "rejected", _("Keap rejects the client")
     UNANSWERED = "unanswered", _("Keap accepts requests but does not reply")
     UNAVAILABLE = "unavailable", _("Keap cannot be reached or returns errors")
+    MISCONFIGURED = "misconfigured", _("no request to Keap can be made from this site")
+
+
+# A site administrator must act: no retry helps.
+ACTION_REQUIRED: Final = (BlockReason.REJECTED, BlockReason.MISCONFIGURED)
 
 
 class Outcome(TextChoices):

@@ -17,7 +17,8 @@ credential_refreshed = Signal()
 refresh_failed = Signal()
 # credential, reason: str, one of Credential.Reason
 reauthorization_required = Signal()
-# application: Application, or None for the client in the settings; error: str
+# application: Application, or None for the client in the settings; error: str. Keap rejects its
+# client, or no request can be made with it.
 application_rejected = Signal()
-# application, as above: Keap accepts its client again
+# application, as above: its client can be used again
 application_accepted = Signal()

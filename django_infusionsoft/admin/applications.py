@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from django_infusionsoft.admin import icons, labels, links
 from django_infusionsoft.admin.filters import ApplicationFilter
-from django_infusionsoft.choices import SETTINGS_CLIENT, BlockReason
+from django_infusionsoft.choices import ACTION_REQUIRED, SETTINGS_CLIENT, BlockReason
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
@@ -153,9 +153,8 @@ def _use(count: int) -> str:
 
 def _state_label(state: ApplicationState | None) -> str:
     block_reason = state.block_reason if state else BlockReason.NONE
-    icon = {BlockReason.NONE: icons.GOOD, BlockReason.REJECTED: icons.BAD}.get(
-        BlockReason(block_reason), icons.WAITING
-    )
+    icon = icons.GOOD if not block_reason else icons.WAITING
+    icon = icons.BAD if block_reason in ACTION_REQUIRED else icon
     return format_html(
         '<span class="infusionsoft-{}">{} {}</span>', icon.tone, icon.svg, labels.state(state)
     )

@@ -6,6 +6,7 @@ retries a request and never follows a redirect.
 
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
@@ -103,9 +105,13 @@ def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
     :raises TemporarilyUnavailable: there is no token pair; its subclass ``OutcomeUnknown`` if the
         request was sent. Either way the user has to start again: a code works only once.
     """
-    body = WebApplicationClient(client.client_id).prepare_request_body(
-        code=code, redirect_uri=redirect_uri, client_secret=client.client_secret
-    )
+
+    @sensitive_variables()
+    def body() -> str:
+        return WebApplicationClient(client.client_id).prepare_request_body(
+            code=code, redirect_uri=redirect_uri, client_secret=client.client_secret
+        )
+
     pair = _in_time(lambda call: _post(call, body, None, is_rejected=_is_rejected_code))
     if pair.refresh_token is None:
         raise ConfigurationError(
@@ -131,9 +137,8 @@ def refresh(client: Client, refresh_token: str, call: transport.Call | None = No
     :raises RateLimited: Keap asks for fewer requests.
     :raises TemporarilyUnavailable: Keap could not be reached or returned an error.
     """
-    body = WebApplicationClient(client.client_id).prepare_refresh_body(refresh_token=refresh_token)
-    call = call or transport.Call()
-    return _post(call, body, _basic(client), is_rejected=_is_rejected_refresh_token)
+    body = _refresh_body(client, refresh_token)
+    return _post(call or transport.Call(), body, client, is_rejected=_is_rejected_refresh_token)
 
 
 @sensitive_variables()
@@ -146,9 +151,9 @@ def probe(client: Client) -> None:
     :raises ClientRejected: the client id or secret is wrong.
     :raises TemporarilyUnavailable: Keap gave another reply or none.
     """
-    body = WebApplicationClient(client.client_id).prepare_refresh_body(refresh_token=NO_TOKEN)
+    body = _refresh_body(client, NO_TOKEN)
     with suppress(GrantRejected):
-        _in_time(lambda call: _post(call, body, _basic(client), is_rejected=lambda *_: True))
+        _in_time(lambda call: _post(call, body, client, is_rejected=lambda *_: True))
 
 
 def give_up(call: transport.Call) -> InfusionsoftError:
@@ -170,6 +175,12 @@ def normalize_account(account: object) -> str | None:
         return None
     name = account.strip().lower().removesuffix(".infusionsoft.com")
     return name if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", name) else None
+
+
+def _refresh_body(client: Client, refresh_token: str) -> Callable[[], str]:
+    return partial(
+        WebApplicationClient(client.client_id).prepare_refresh_body, refresh_token=refresh_token
+    )
 
 
 def _basic(client: Client) -> HTTPBasicAuth:
@@ -204,16 +215,22 @@ def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
 @sensitive_variables()
 def _post(
     call: transport.Call,
-    body: str,
-    auth: transport.Auth | None,
+    body: Callable[[], str],
+    client: Client | None,
     *,
     is_rejected: Callable[[str, str], bool],
 ) -> TokenPair:
+    """Send one request and judge its reply.
+
+    :param body: makes the form: what fails before anything is sent has an outcome too.
+    :param client: authenticates with the Basic scheme, if the body does not.
+    """
     # Not an OAuth2Session: it raises if the scope in the reply differs, logs headers and body at
     # DEBUG level, and allows http:// on a loopback host only for the whole process.
     try:
         with transport.making(call):
-            response = transport.post(conf.TOKEN_URL, body, headers=FORM_HEADERS, auth=auth)
+            auth = _basic(client) if client else None
+            response = transport.post(conf.TOKEN_URL, body(), headers=FORM_HEADERS, auth=auth)
             with response:
                 content = transport.read(response.raw, MAX_REPLY_BYTES)
     except InfusionsoftError:
@@ -232,21 +249,25 @@ def _failure(call: transport.Call, error: Exception) -> InfusionsoftError:
         return OutcomeUnknown(
             f"The request to {host} was sent, but the reply was lost ({type(error).__name__})."
         )
-    kind = _root_cause(error)
-    if isinstance(error, requests.ConnectionError | requests.Timeout | RuntimeError):
+    cause = _root_cause(error)
+    kind = type(cause).__name__
+    # Not the server's certificate, but this machine's own ones.
+    is_own = isinstance(cause, ssl.SSLError) and cause.library == "X509"
+    is_of_network = isinstance(error, requests.ConnectionError | requests.Timeout | RuntimeError)
+    if is_of_network and not is_own:
         return TemporarilyUnavailable(f"Could not connect to {host} ({kind}): nothing was sent.")
     return ConfigurationError(
         f"No request to {host} could be made ({kind}): nothing was sent. Check the environment "
-        f"variables for proxies (HTTPS_PROXY, ALL_PROXY) and certificates (REQUESTS_CA_BUNDLE, "
-        f"CURL_CA_BUNDLE)."
+        f"variables for proxies (HTTPS_PROXY, ALL_PROXY; those with socks5h:// need the package "
+        f"PySocks) and certificates (REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE)."
     )
 
 
-def _root_cause(error: BaseException) -> str:
-    """Return the name of the innermost exception, which the HTTP libraries wrap."""
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the innermost exception, which the HTTP libraries wrap."""
     while deeper := error.__cause__ or error.__context__:
         error = deeper
-    return type(error).__name__
+    return error
 
 
 def _judge(

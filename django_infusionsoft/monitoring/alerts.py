@@ -21,7 +21,7 @@ from django.utils import timezone, translation
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from django_infusionsoft.choices import BlockReason, Condition, Status
+from django_infusionsoft.choices import ACTION_REQUIRED, BlockReason, Condition, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.monitoring.health import Health, HealthStatus, health_of
@@ -54,9 +54,9 @@ class PendingAlerts:
     resolved: Sequence[int]
     """Credentials that no longer need it."""
     rejected: Sequence[ApplicationState]
-    """Of applications whose client Keap rejects."""
+    """Of applications that a site administrator must fix."""
     accepted: Sequence[ApplicationState]
-    """Of applications whose client Keap no longer rejects."""
+    """Of applications that are fixed."""
     is_overdue: bool
     """Whether to report that refreshes are overdue."""
     is_up_to_date: bool
@@ -116,9 +116,9 @@ def _pending(alias: str, health: Health) -> PendingAlerts:
         resolved = _credentials(alias).filter(is_resolved, is_alerted=True)
         # As for the signal: not if it alternates, because machines have different clients.
         rejected = states(alias).filter(
-            is_told(), block_reason=BlockReason.REJECTED, is_alerted=False
+            is_told(), block_reason__in=ACTION_REQUIRED, is_alerted=False
         )
-        accepted = states(alias).filter(is_alerted=True).exclude(block_reason=BlockReason.REJECTED)
+        accepted = states(alias).filter(is_alerted=True).exclude(block_reason__in=ACTION_REQUIRED)
         return PendingAlerts(
             lost=_ids(lost),
             failing=_ids(failing),
@@ -171,8 +171,11 @@ def _subject(pending: PendingAlerts, health: Health) -> str:
     """Return the most severe problem as the subject."""
     if pending.is_overdue:
         return _("Refreshes are overdue")
-    if pending.rejected:
+    reasons = {state.block_reason for state in pending.rejected}
+    if BlockReason.REJECTED in reasons:
         return _("Keap rejects the client")
+    if reasons:
+        return _("No request to Keap can be made")
     if count := len(pending.lost) + len(pending.failing):
         text = ngettext(
             "%(count)d account needs attention", "%(count)d accounts need attention", count

@@ -10,7 +10,13 @@ from typing import Any, Final
 from django.db.models import Count, Min, Q, QuerySet
 from django.utils import timezone
 
-from django_infusionsoft.choices import NEEDS_OPERATOR, BlockReason, Condition, Status
+from django_infusionsoft.choices import (
+    ACTION_REQUIRED,
+    NEEDS_OPERATOR,
+    BlockReason,
+    Condition,
+    Status,
+)
 from django_infusionsoft.conf import conf
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.storage.applications import ApplicationState, blocked
@@ -32,8 +38,8 @@ class HealthStatus(StrEnum):
     FAILING = "failing"
     """The refreshes of an account fail, and have for long, or its access token has expired."""
     ACTION_REQUIRED = "action_required"
-    """An account must be reconnected, an encryption key or a client is missing, or Keap rejects an
-    application's client."""
+    """An account must be reconnected, an encryption key or a client is missing, Keap rejects an
+    application's client, or no request can be made with it."""
     BEHIND = "behind"
     """Refreshes are overdue, or no run has been recorded for as long."""
 
@@ -104,12 +110,12 @@ class Health:
 
     @property
     def rejected(self) -> Sequence[ApplicationState]:
-        """Of applications whose client Keap rejects."""
+        """Of applications that a site administrator must fix."""
         return _rejected(self.blocked_applications)
 
     @property
     def action_required(self) -> bool:
-        """Whether an account must be reconnected, or a key or a client corrected."""
+        """Whether a user must reconnect an account, or an administrator correct something."""
         return bool(self.counts[Condition.NEEDS_ATTENTION] or self.rejected)
 
     @property
@@ -219,7 +225,7 @@ def _due(alias: str, blocked_applications: Sequence[ApplicationState]) -> dict[s
 
 
 def _rejected(states: Sequence[ApplicationState]) -> list[ApplicationState]:
-    return [state for state in states if state.block_reason == BlockReason.REJECTED]
+    return [state for state in states if state.block_reason in ACTION_REQUIRED]
 
 
 def _credentials(alias: str) -> QuerySet[CredentialRow]:

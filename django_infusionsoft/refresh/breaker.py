@@ -6,6 +6,9 @@ after Keap has answered a probe.
 """
 
 import logging
+import socket
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -13,7 +16,8 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils.crypto import salted_hmac
 
 from django_infusionsoft import signals
-from django_infusionsoft.choices import BlockReason, Status
+from django_infusionsoft.choices import ACTION_REQUIRED, BlockReason, Status
+from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     ClientRejected,
     ConfigurationError,
@@ -41,6 +45,8 @@ from django_infusionsoft.text import quoted
 logger = logging.getLogger("django_infusionsoft")
 
 QUIET_SECONDS: Final = 3600.0
+# A reply that takes longer than this is a sign that Keap hangs.
+HANGING_SECONDS: Final = 1.0
 
 
 def is_open(alias: str) -> Exists:
@@ -48,12 +54,10 @@ def is_open(alias: str) -> Exists:
     return Exists(blocked(alias).filter(application_key=OuterRef("application_key")))
 
 
-def trip(
-    alias: str, application: Application | None, client: oauth.Client, error: InfusionsoftError
-) -> bool:
-    """Block an application after ``ClientRejected`` or ``TemporarilyUnavailable``.
+def trip(alias: str, application: Application | None, error: InfusionsoftError) -> bool:
+    """Block an application after ``ConfigurationError`` or ``TemporarilyUnavailable``.
 
-    :returns: False if Keap accepts the client in a probe: it rejects it for this credential only,
+    :returns: False if Keap accepts the client in a probe: the error concerns this credential only,
         and the application is not blocked.
     """
     block_reason = _block_reason(error)
@@ -66,7 +70,8 @@ def trip(
             .filter(block_reason=BlockReason.NONE)
             .update(
                 block_reason=block_reason,
-                tried_clients=_mark(client),
+                last_error=str(error),
+                tried_clients=_mark_of(application, block_reason),
                 since=DatabaseNow(),
                 probes=0,
                 probe_at=from_now(pause),
@@ -75,14 +80,15 @@ def trip(
         state = row_of(alias, state).get()
     if has_tripped:
         logger.warning("application_blocked application=%s reason=%s", _name(state), block_reason)
-    is_rejected = block_reason == BlockReason.REJECTED
-    return not (has_tripped and is_rejected and _probe(alias, state))
+    must_confirm = has_tripped and block_reason in ACTION_REQUIRED
+    return not (must_confirm and _probe(alias, state))
 
 
 def require_closed(alias: str, application: Application | None) -> None:
     """Return if an application is not blocked, if need be after a probe.
 
     :raises ClientRejected: Keap rejects its client, in a probe or before the next one is due.
+    :raises ConfigurationError: no request could be made, as above.
     :raises TemporarilyUnavailable: Keap does not answer, in a probe or before the next one is due.
     """
     found = blocked(alias).filter(application=application)
@@ -99,6 +105,10 @@ def require_closed(alias: str, application: Application | None) -> None:
             f"Keap rejects the client ({state}), so no request is sent: check the client id and "
             f"the client secret. The app checks automatically whether Keap accepts them again."
         )
+    if state.block_reason == BlockReason.MISCONFIGURED:
+        raise ConfigurationError(
+            f"{state.last_error} The app checks automatically whether this is resolved."
+        )
     what = (
         "accepted a request but did not reply"
         if state.block_reason == BlockReason.UNANSWERED
@@ -110,16 +120,39 @@ def require_closed(alias: str, application: Application | None) -> None:
     )
 
 
-def probe_all(alias: str) -> int:
-    """Probe the blocked applications whose probes are due; return how many are still blocked."""
+def probe_all(alias: str, *, may_send: bool, is_over: Callable[[], bool]) -> tuple[int, bool]:
+    """Probe the blocked applications whose probes are due, the first due first.
+
+    Ends at the first one that Keap leaves waiting: all applications have the same token endpoint.
+
+    :param may_send: if false, the applications are only counted.
+    :param is_over: called after each probe; if it returns true, no more are sent.
+    :returns: how many are still blocked, and whether Keap left a probe waiting.
+    """
     with own_transaction(alias):
-        found = list(blocked(alias))
-    return sum(not _probe(alias, state) for state in found)
+        found = list(blocked(alias).order_by("probe_at", "pk"))
+    count, patience, is_hanging = len(found), _patience(), False
+    for state in found if may_send else ():
+        started = time.monotonic()
+        if _probe(alias, state):
+            count -= 1
+        else:
+            is_hanging = time.monotonic() - started >= patience
+        if is_over() or is_hanging:
+            break
+    return count, is_hanging
+
+
+def _patience() -> float:
+    """Return after how many seconds a failed probe shows that Keap hangs."""
+    return min(HANGING_SECONDS, conf.CONNECT_TIMEOUT_SECONDS, conf.READ_TIMEOUT_SECONDS)
 
 
 def _block_reason(error: InfusionsoftError) -> BlockReason:
     if isinstance(error, ClientRejected):
         return BlockReason.REJECTED
+    if isinstance(error, ConfigurationError):
+        return BlockReason.MISCONFIGURED
     return BlockReason.UNANSWERED if isinstance(error, OutcomeUnknown) else BlockReason.UNAVAILABLE
 
 
@@ -135,26 +168,23 @@ def _pause(probes: int, error: InfusionsoftError) -> float:
 
 def _probe(alias: str, state: ApplicationState) -> bool:
     """Probe if it is time and no other process does; return whether the client may be used."""
-    try:
-        client = client_of(state.application)
-    except ConfigurationError:
-        return False
-    if not _claim_probe(alias, state, client):
+    if not _claim_probe(alias, state):
         return False
     close_own_connection(alias)
     try:
-        oauth.probe(client)
+        oauth.probe(client_of(state.application))
     except InfusionsoftError as error:
         _keep_open(alias, state, error)
         return False
     return _close(alias, state)
 
 
-def _claim_probe(alias: str, state: ApplicationState, client: oauth.Client) -> bool:
+def _claim_probe(alias: str, state: ApplicationState) -> bool:
     """Claim one probe: when it is due, or at once with a client that was not rejected yet."""
-    marks, mark = state.tried_clients.split(), _mark(client)
+    mark = _mark_of(state.application, BlockReason(state.block_reason))
+    marks = state.tried_clients.split()
     row = _same_block(alias, state).filter(probes=state.probes)
-    if state.block_reason != BlockReason.REJECTED or mark in marks:
+    if state.block_reason not in ACTION_REQUIRED or mark in marks:
         row = row.filter(probe_at__lte=DatabaseNow())
     with own_transaction(alias):
         return bool(
@@ -174,19 +204,20 @@ def _same_block(alias: str, state: ApplicationState) -> QuerySet[ApplicationStat
 
 
 def _keep_open(alias: str, state: ApplicationState, error: InfusionsoftError) -> None:
-    """Set the time of the next probe, and report, once, that Keap rejects the client."""
+    """Set the time of the next probe, and report, once, what an administrator must fix."""
     logger.warning("probe_failed application=%s error=%s", _name(state), quoted(error))
-    is_rejected = isinstance(error, ClientRejected)
+    block_reason = _block_reason(error)
+    must_act = block_reason in ACTION_REQUIRED
     columns: dict[str, Any] = {"probe_at": from_now(_pause(state.probes, error))}
-    if is_rejected:
-        columns["block_reason"] = BlockReason.REJECTED
+    if must_act or state.block_reason == BlockReason.MISCONFIGURED:
+        columns |= {"block_reason": block_reason, "last_error": str(error)}
     # Not more often if machines with different clients make the block come and go.
     is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS))
     with own_transaction(alias):
         row = _same_block(alias, state)
         row.update(**columns)
         unreported = row.exclude(is_told()).exclude(is_quiet)
-        must_report = is_rejected and unreported.update(notified_at=DatabaseNow())
+        must_report = must_act and unreported.update(notified_at=DatabaseNow())
     if must_report:
         logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
         signals.application_rejected.send_robust(
@@ -234,7 +265,17 @@ def _name(state: ApplicationState) -> str:
     return quoted(state.application or "settings")
 
 
-def _mark(client: oauth.Client) -> str:
-    """Return a keyed hash that tells clients apart and reveals nothing of their secrets."""
+def _mark_of(application: Application | None, block_reason: BlockReason) -> str:
+    """Return a keyed hash that tells clients apart and reveals nothing of their secrets.
+
+    It also tells machines apart if the environment may be wrong.
+    """
+    try:
+        client = client_of(application)
+    except ConfigurationError:
+        return "-"
     secret = f"{client.client_id}\0{client.client_secret}"
-    return salted_hmac("django_infusionsoft.breaker", secret, algorithm="sha256").hexdigest()[:16]
+    if block_reason == BlockReason.MISCONFIGURED:
+        secret += f"\0{socket.gethostname()}"
+    key = secret.encode(errors="surrogatepass")  # what cannot be sent can be told apart, too
+    return salted_hmac("django_infusionsoft.breaker", key, algorithm="sha256").hexdigest()[:16]

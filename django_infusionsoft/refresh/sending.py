@@ -84,9 +84,9 @@ def send(claim: Claim, call: Call | None = None) -> Attempt:
         logger.exception("nothing_sent credential=%s", credential.pk)
         broken = "An error occurred before anything was sent: see the log."
         return attempt(reply=TemporarilyUnavailable(broken))
-    started = time.monotonic()
+    started, call = time.monotonic(), call or Call(until=claim.lease.send_until)
     try:
-        pair = oauth.refresh(client, refresh_token, call or Call(until=claim.lease.send_until))
+        pair = oauth.refresh(client, refresh_token, call)
         # Right after the reply: the spool survives the death of the process.
         reply: spool.SpooledPair | InfusionsoftError = spool.save(key, pair)
     except GrantRejected as error:
@@ -94,15 +94,17 @@ def send(claim: Claim, call: Call | None = None) -> Attempt:
     except InfusionsoftError as error:
         reply = error
     seconds = time.monotonic() - started
-    return attempt(reply=reply, fingerprint=key.fingerprint, seconds=seconds)
+    fingerprint = key.fingerprint if call.is_sent else ""
+    return attempt(reply=reply, fingerprint=fingerprint, seconds=seconds)
 
 
 def give_up(claim: Claim, call: Call) -> Attempt:
     """Return the result of an attempt that is given up before its reply."""
-    error, fingerprint = oauth.give_up(call), ""
-    with suppress(DecryptionError):
-        fingerprint = history.fingerprint(claim.credential.refresh_token)
-    seconds = None if call.sent_at is None else time.monotonic() - call.sent_at
+    error, fingerprint, seconds = oauth.give_up(call), "", None
+    if call.sent_at is not None:
+        seconds = time.monotonic() - call.sent_at
+        with suppress(DecryptionError):
+            fingerprint = history.fingerprint(claim.credential.refresh_token)
     return _attempt(claim)(reply=error, fingerprint=fingerprint, seconds=seconds)
 
 

@@ -16,10 +16,9 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, router
 from django.db.models import QuerySet
 
-from django_infusionsoft.choices import EventKind, Status
+from django_infusionsoft.choices import EventKind, Outcome, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
-    ClientRejected,
     DatabaseBusy,
     InfusionsoftError,
     ReauthorizationRequired,
@@ -145,8 +144,8 @@ def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
 
 
 def _requires_action(result: AttemptResult, claimed: Claim) -> bool:
-    """Whether the account is lost, its client is rejected, or it was overdue: no worker runs."""
-    if isinstance(result.error, ReauthorizationRequired | ClientRejected):
+    """Whether a user or an administrator must act, or it was overdue: no worker runs."""
+    if result.outcome in (Outcome.REJECTED, Outcome.MISCONFIGURED):
         return True
     late = timedelta(seconds=conf.OVERDUE_SECONDS)
     return claimed.due_at is not None and claimed.due_at < claimed.credential.now - late

@@ -263,12 +263,12 @@ def _uncertainty(error: InfusionsoftError) -> dict[str, Any]:
 
 
 def _report_to_breaker(credential: CredentialRow, error: InfusionsoftError) -> bool:
-    """Pass the error to the breaker; return False if the client is rejected only here."""
-    if not isinstance(error, ClientRejected | OutcomeUnknown | RateLimited):
+    """Pass the error to the breaker; return False if it concerns only this credential."""
+    is_configuration = outcome_of(error) == Outcome.MISCONFIGURED
+    if not (is_configuration or isinstance(error, OutcomeUnknown | RateLimited)):
         return True
     try:
-        alias, application = alias_of(credential), credential.application
-        return breaker.trip(alias, application, credential.client, error)
+        return breaker.trip(alias_of(credential), credential.application, error)
     except (Error, DatabaseBusy):
         # The outcome must still be stored and reported.
         logger.exception("breaker_not_written credential=%s", credential.pk)

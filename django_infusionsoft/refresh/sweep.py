@@ -4,7 +4,6 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -13,7 +12,7 @@ from django.db.models import QuerySet
 
 from django_infusionsoft.choices import Outcome
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import ClientRejected, ConfigurationError, InfusionsoftError
+from django_infusionsoft.exceptions import ClientRejected, InfusionsoftError
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.refresh import breaker, rate_limit
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
@@ -49,6 +48,8 @@ class Sweep:
     """How many calls may be under way for now."""
     must_probe: bool = field(default=True, init=False)
     """Whether the blocked clients must be probed before anything is claimed."""
+    is_hanging: bool = field(default=False, init=False)
+    """Whether Keap left a probe of this run waiting: no more are sent."""
     seen_at: float = field(default_factory=time.monotonic, init=False)
     """When the run's heartbeat was last recorded, by ``time.monotonic()``."""
 
@@ -88,9 +89,16 @@ class Sweep:
         if self.must_probe:
             if ahead:
                 return  # answers must not wait for a probe
-            self.run.stopped = breaker.probe_all(self.due.db)
+            self.run.stopped, is_hanging = breaker.probe_all(
+                self.due.db,
+                may_send=not self.is_hanging,
+                is_over=lambda: not self._should_continue(),
+            )
+            self.is_hanging |= is_hanging
             self.pool.resume()
             self.must_probe = False
+            if self.run.ended != Ended.DONE:  # probes take time
+                return
         claims = claim_batch(self.due, room)
         # First, so that they are released if anything fails.
         self.waiting.extend((math.inf, claim) for claim in claims)
@@ -150,12 +158,11 @@ class Sweep:
             case Outcome.UNAVAILABLE if error and self.pool.is_failing(credential.application_id):
                 self._trip(credential, error)
         if result.outcome == Outcome.MISCONFIGURED and not isinstance(error, ClientRejected):
-            # The breaker does not handle it, and the application's other credentials have it too.
+            # Even if a probe succeeds: a setting that only a refresh needs may be invalid.
             self.due = self.due.exclude(application=credential.application_id)
 
     def _trip(self, credential: CredentialRow, error: InfusionsoftError) -> None:
-        with suppress(ConfigurationError):
-            breaker.trip(alias_of(credential), credential.application, credential.client, error)
+        breaker.trip(alias_of(credential), credential.application, error)
         self._pause_for_probe()
 
     def _pause_for_probe(self) -> None:
@@ -170,6 +177,8 @@ class Sweep:
 
     def _wait_for_slots(self) -> bool:
         """Wait for free slots; return whether the run should claim again."""
+        if self.run.ended != Ended.DONE:
+            return False
         pause = rate_limit.seconds_until_free(self.due.db)
         if pause < math.inf and self._is_anything_due():
             time.sleep(min(max(pause, 0.01), TICK_SECONDS))

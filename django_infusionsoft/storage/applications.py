@@ -115,6 +115,8 @@ class ApplicationState(models.Model):
     block_reason = models.CharField(
         _("problem"), max_length=20, choices=BlockReason.choices, blank=True
     )
+    # The error that blocks it.
+    last_error = models.TextField(_("last error"), blank=True)
     # Also identifies the block.
     since = models.DateTimeField(_("since"))
     # When the site was last notified of a rejected client: of this block, unless before "since".

@@ -308,7 +308,7 @@ def test_rejected_client_is_reported_once_and_when_it_is_accepted_again(
     backdate_last_mail()
     run()
     assert mailoutbox[1].subject == "[Keap] All problems are resolved"
-    assert mailoutbox[1].body == "Keap no longer rejects the client: client in the settings.\n"
+    assert mailoutbox[1].body == "The client can be used again: client in the settings.\n"
     assert len(mailoutbox) == 2
 
 

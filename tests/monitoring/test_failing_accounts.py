@@ -78,7 +78,7 @@ def test_missing_client_requires_action(
     expired: Credential, operator: Client, mailoutbox: list[EmailMessage]
 ) -> None:
     with override_settings(INFUSIONSOFT_CLIENT_ID="", INFUSIONSOFT_CLIENT_SECRET=""):
-        assert run() == {"misconfigured": 1}
+        assert run() == {"misconfigured": 1, "stopped": 1}
     assert "Set INFUSIONSOFT_CLIENT_ID" in mailoutbox[0].body
     assert_reported(expired, operator, "action_required", "needs attention")
 

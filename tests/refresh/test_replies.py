@@ -126,7 +126,7 @@ no answer in time, not rotated    unknown        OutcomeUnknown           connec
 no answer in time, rotated        unknown        OutcomeUnknown           connected  old         yes      lost
 client secret wrong               misconfigured  ClientRejected           connected  old         no       refreshed
 client id missing                 -              ConfigurationError       connected  old         no       refreshed
-token URL without TLS             misconfigured  ConfigurationError       connected  old         no       refreshed
+token URL without TLS             -              ConfigurationError       connected  old         no       refreshed
 """  # noqa: E501
 
 

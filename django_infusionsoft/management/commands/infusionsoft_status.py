@@ -29,9 +29,9 @@ class Command(BaseCommand):
 
     help = (
         "Shows every credential and an overall status. Exit codes: 0 no problems; 1 an account "
-        "must be reconnected or cannot be refreshed, or Keap rejects an application's client; "
-        "2 refreshes are overdue, or no run has been recorded for that long "
-        "(INFUSIONSOFT_OVERDUE_SECONDS); 3 the database is not available."
+        "must be reconnected or cannot be refreshed, or an application's client or this site's "
+        "environment corrected; 2 refreshes are overdue, or no run has been recorded for that "
+        "long (INFUSIONSOFT_OVERDUE_SECONDS); 3 the database is not available."
     )
     # The status must be available whatever the checks find.
     requires_system_checks = []
@@ -107,7 +107,8 @@ def _summary(health: Health) -> Iterator[str]:
     yield f"last run recorded: {_when(health.last_run_at, health.now)}"
     for state in health.blocked_applications:
         since = _when(state.since, health.now)
-        yield f"application {state}: {state.get_block_reason_display()} since {since}"
+        reason = state.get_block_reason_display()
+        yield f"application {state}: {reason} since {since}: {one_line(state.last_error)}"
     yield f"status: {health.status}"
 
 
