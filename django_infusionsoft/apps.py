@@ -39,6 +39,7 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(databases.check_time_zones)
         register(databases.check_database_time_zone)
         register(databases.check_atomic_requests)
+        register(databases.check_database_is_usable, Tags.database)
         register(databases.check_client_exists, Tags.database)
         register(databases.check_worker, Tags.database)
         register(databases.check_stored_values, Tags.database)

@@ -1,7 +1,9 @@
 """Checks of the database: its time zone, its transactions and its contents."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import wraps
 from typing import Any
 
 from django.conf import settings
@@ -12,12 +14,18 @@ from django.db.models import Max
 from django.db.models.functions import TruncHour
 
 from django_infusionsoft.checks.problems import problem
-from django_infusionsoft.checks.values import where_settings_are_valid
+from django_infusionsoft.checks.values import Check, where_settings_are_valid
 from django_infusionsoft.choices import Status
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import DecryptionError
+from django_infusionsoft.exceptions import DatabaseBusy, DecryptionError
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.monitoring.health import health_of
+from django_infusionsoft.storage.usability import (
+    DatabaseProblem,
+    check_usable,
+    explain,
+    problem_of,
+)
 
 
 def check_time_zones(**kwargs: Any) -> list[CheckMessage]:
@@ -68,18 +76,52 @@ def check_atomic_requests(**kwargs: Any) -> list[CheckMessage]:
     )
 
 
-def check_client_exists(
+def check_database_is_usable(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
+    """W021: the tables are missing, read-only or locked. Only with ``--database``."""
+    alias = router.db_for_write(Credential)
+    try:
+        if alias in (databases or ()):
+            check_usable(alias)
+    except (DatabaseError, DatabaseBusy) as error:
+        if problem_of(error) == DatabaseProblem.NOT_MIGRATED and sys.argv[1:2] == ["migrate"]:
+            return []  # which is about to resolve it
+        return problem(
+            "W021",
+            explain(error),
+            "Until this is resolved, no account is refreshed, and the other checks of the "
+            "database are skipped.",
+        )
+    return []
+
+
+def where_database_is_usable(check: Check) -> Check:
+    """Skip a check without ``--database``, and if the database cannot be used (W021)."""
+
+    @wraps(check)
+    def check_if_usable(
+        databases: Sequence[str] | None = None, **kwargs: Any
+    ) -> list[CheckMessage]:
+        alias = router.db_for_write(Credential)
+        try:
+            if alias not in (databases or ()):
+                return []
+            check_usable(alias)  # or a query might wait for a lock for ever
+            return check(alias=alias, **kwargs)
+        except (DatabaseError, DatabaseBusy):
+            return []
+
+    return check_if_usable
+
+
+@where_database_is_usable
+def check_client_exists(alias: str, **kwargs: Any) -> list[CheckMessage]:
     """W008: neither the settings nor the admin have a client. Only with ``--database``."""
     names = ("INFUSIONSOFT_CLIENT_ID", "INFUSIONSOFT_CLIENT_SECRET")
     if any(getattr(settings, name, "") for name in names):
         return []  # E003 reports half a client
-    alias = router.db_for_write(Application)
-    try:
-        if alias not in (databases or ()) or Application.objects.using(alias).exists():
-            return []
-    except DatabaseError:  # before the first migration
+    if Application.objects.using(alias).exists():
         return []
     return problem(
         "W008",
@@ -90,13 +132,10 @@ def check_client_exists(
 
 
 @where_settings_are_valid
-def check_worker(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+@where_database_is_usable
+def check_worker(alias: str, **kwargs: Any) -> list[CheckMessage]:
     """W009: no worker refreshes the accounts. Only with ``--database``."""
-    alias = router.db_for_write(Credential)
-    try:
-        if alias not in (databases or ()) or not health_of(alias).is_worker_late:
-            return []
-    except DatabaseError:  # a migration has not been applied
+    if not health_of(alias).is_worker_late:
         return []
     return problem(
         "W009",
@@ -109,20 +148,15 @@ def check_worker(databases: Sequence[str] | None = None, **kwargs: Any) -> list[
 
 
 @where_settings_are_valid
-def check_stored_values(
-    databases: Sequence[str] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
+@where_database_is_usable
+def check_stored_values(alias: str, **kwargs: Any) -> list[CheckMessage]:
     """W020: no key decrypts some of the stored values. Only with ``--database``."""
-    alias = router.db_for_write(Credential)
-    try:
-        found = list(_unreadable_values(alias)) if alias in (databases or ()) else []
-    except DatabaseError:  # a migration has not been applied
-        return []
-    if not found:
+    found = next(_unreadable_values(alias), None)
+    if found is None:
         return []
     return problem(
         "W020",
-        found[0],
+        found,
         "Add the key that is missing to the end of INFUSIONSOFT_ENCRYPTION_KEYS. If it is lost, "
         "reconnect the accounts, and enter the secrets of the applications again.",
     )

@@ -250,6 +250,23 @@ def persist(
         raise
 
 
+@contextmanager
+def limited_lock_waits(alias: str) -> Iterator[None]:
+    """Wait for locks in the block for ``LOCK_TIMEOUT_SECONDS`` at most."""
+    connection = connections[alias]
+    connection.ensure_connection()
+    try:
+        with _limited_lock_waits(connection):
+            yield
+    finally:
+        if connection.vendor == "mysql" and connection.is_usable():
+            names = ("lock_wait_timeout", "innodb_lock_wait_timeout")
+            _execute(connection, f"SET SESSION {', '.join(f'{each} = DEFAULT' for each in names)}")
+        elif connection.vendor == "sqlite":
+            timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
+            _execute(connection, f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+
+
 def close_idle_connection(alias: str) -> None:
     """Close a connection that may be lost, unless it is in a transaction."""
     connection = connections[alias]
@@ -290,7 +307,8 @@ def _limited_lock_waits(connection: BaseDatabaseWrapper) -> Iterator[None]:
             yield
         return
     if connection.vendor == "mysql":
-        _execute(connection, f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_SECONDS}")
+        for name in ("lock_wait_timeout", "innodb_lock_wait_timeout"):
+            _execute(connection, f"SET SESSION {name} = {LOCK_TIMEOUT_SECONDS}")
     elif connection.vendor == "sqlite":
         _execute(connection, f"PRAGMA busy_timeout = {LOCK_TIMEOUT_SECONDS * 1000}")
     yield

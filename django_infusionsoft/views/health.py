@@ -16,6 +16,7 @@ from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.health import HealthStatus, health_of
 from django_infusionsoft.storage.credentials import in_condition
 from django_infusionsoft.storage.database import outside_atomic_requests
+from django_infusionsoft.storage.usability import check_usable, problem_of
 from django_infusionsoft.text import one_line
 
 # How many accounts a response names; its counts include all.
@@ -40,10 +41,11 @@ class HealthView(View):
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> JsonResponse:
         alias = router.db_for_write(Credential)
         try:
+            check_usable(alias)
             health = health_of(alias)
             names = _names(alias) if self.may_see_names() else {}
-        except (Error, DatabaseBusy):
-            return JsonResponse({"status": "no_database"}, status=503)
+        except (Error, DatabaseBusy) as error:
+            return JsonResponse({"status": problem_of(error)}, status=503)
         if health.is_behind:
             alerts.send_pending(alias)
         is_ok = health.status == HealthStatus.OK

@@ -534,6 +534,8 @@ def test_update_writes_constants(connect: Callable[..., Credential]) -> None:
         "unanswered_attempts": 2,
         "may_be_rotated": True,
         "last_error": "100%",
+        "failing_since": MOMENT,
+        "failed_outcome": "unavailable",
         "lease_until": MOMENT,
         "lease_id": "lease",
         "lease_holder": "holder",

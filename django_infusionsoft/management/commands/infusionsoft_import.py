@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error
+from django.db import Error, router
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.connect import import_lines
 from django_infusionsoft.connect.importer import Importer
-from django_infusionsoft.exceptions import ConfigurationError, ImportRejected
+from django_infusionsoft.exceptions import ConfigurationError, DatabaseBusy, ImportRejected
+from django_infusionsoft.management.database import database_error
 from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.storage.usability import check_usable
 
 USAGE_ERROR: Final = 2
 
@@ -30,7 +32,7 @@ class Command(BaseCommand):
         "only once, and after the import only this site may use it. Each line is stored in a "
         "transaction of its own, and the same file may be imported again. Exit codes: 0 all "
         "lines were accepted; 1 a line was rejected, or the database failed; 2 wrong usage or "
-        "settings."
+        "settings; 3 the database is not available; 4 its tables are missing, read-only or locked."
     )
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
@@ -61,6 +63,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["application"]
+        try:
+            check_usable(router.db_for_write(Credential))
+        except (Error, DatabaseBusy) as error:
+            raise database_error(error) from None
         application = None if name is None else _application(name)
         importer = Importer(
             Credential,

@@ -12,13 +12,16 @@ from io import StringIO
 from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError, OutputWrapper, no_translations
+from django.db import Error, router
 from django.utils.timezone import localtime
 
 from django_infusionsoft import shutdown
-from django_infusionsoft.exceptions import InfusionsoftError
+from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError
+from django_infusionsoft.management.database import database_error
 from django_infusionsoft.management.progress import Bar, Lines
 from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.runs import RUN_TIME_LIMIT_SECONDS
+from django_infusionsoft.storage.usability import check_usable
 from django_infusionsoft.text import iso_format
 
 NOT_REFRESHED: Final = (
@@ -39,7 +42,8 @@ class Command(BaseCommand):
         "time limit is reached. Safe to run twice, late or on several machines at once. Writes "
         "counts to stdout and progress to stderr. Exit codes: 0 success; 1 an account that was "
         "due could not be refreshed, or Keap does not accept an application's client (the next "
-        "run retries; infusionsoft_status shows details); 2 wrong usage; 128 + the signal's "
+        "run retries; infusionsoft_status shows details); 2 wrong usage; 3 the database "
+        "is not available; 4 its tables are missing, read-only or locked; 128 + the signal's "
         "number if a signal stopped it (130 Ctrl-C, 143 SIGTERM), after storing the replies in "
         "progress."
     )
@@ -81,10 +85,14 @@ class Command(BaseCommand):
                 "--time-limit applies only to runs: omit --account and --dry-run.",
                 returncode=USAGE_ERROR,
             )
-        if options["dry_run"]:
-            code = self._show_due() if account is None else self._show_account(account)
-        else:
-            code = self._change(account, RUN_TIME_LIMIT_SECONDS if limit is None else limit)
+        try:
+            if options["dry_run"]:
+                code = self._show_due() if account is None else self._show_account(account)
+            else:
+                check_usable(router.db_for_write(Credential))
+                code = self._change(account, RUN_TIME_LIMIT_SECONDS if limit is None else limit)
+        except (Error, DatabaseBusy) as error:
+            code = self._fail(database_error(error))
         if code:
             sys.exit(code)
 
@@ -139,10 +147,11 @@ class Command(BaseCommand):
 
     def _fail(self, error: Exception, **about: str) -> int:
         """Report the error on stdout as JSON, or raise ``CommandError``; return the exit code."""
+        code: int = getattr(error, "returncode", 1)
         if not self._is_json:
-            raise CommandError(str(error)) from error
+            raise CommandError(str(error), returncode=code) from error
         self._print({**about, "error": str(error)})
-        return 1
+        return code
 
     def _show_due(self) -> int:
         due = Credential.objects.due().order_by("refresh_at", "pk")

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, no_translations
+from django.core.management.base import BaseCommand, no_translations
 from django.db import Error, router
 from django.utils import timezone
 from django.utils.timezone import localtime
 
 from django_infusionsoft.choices import Condition
 from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.management.database import database_error
 from django_infusionsoft.models import Credential
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.health import EXIT_CODES, Health, health_of
+from django_infusionsoft.storage.usability import check_usable
 from django_infusionsoft.text import distance, iso_format, one_line
 
 COLUMN_WIDTHS = (16, 16, 32, 32)
-# The exit code of monitoring plugins for an unknown status. ``EXIT_CODES`` has 0 to 2.
-UNKNOWN = 3
 
 
 class Command(BaseCommand):
@@ -31,7 +31,8 @@ class Command(BaseCommand):
         "Shows every credential and an overall status. Exit codes: 0 no problems; 1 an account "
         "must be reconnected or cannot be refreshed, or an application's client or this site's "
         "environment corrected; 2 refreshes are overdue, or no run has been recorded for that "
-        "long (INFUSIONSOFT_OVERDUE_SECONDS); 3 the database is not available."
+        "long (INFUSIONSOFT_OVERDUE_SECONDS); 3 the database is not available; "
+        "4 its tables are missing, read-only or locked."
     )
     # The status must be available whatever the checks find.
     requires_system_checks = []
@@ -46,6 +47,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         alias = router.db_for_write(Credential)
         try:
+            check_usable(alias)
             health = health_of(alias)
             credentials = _credentials(alias, health)
             if options["json"]:
@@ -54,9 +56,7 @@ class Command(BaseCommand):
             else:
                 self._show(health, credentials)
         except (Error, DatabaseBusy) as error:
-            raise CommandError(
-                f"The database is not available: {error}", returncode=UNKNOWN
-            ) from error
+            raise database_error(error) from error
         if health.is_behind:
             alerts.send_pending(alias)  # the worker may not be running
         self.stdout.flush()
