@@ -70,17 +70,20 @@ def end_leases() -> None:
 
 
 @contextmanager
-def failing_updates(*messages: str, written: bool = False) -> Iterator[list[str]]:
+def failing_updates(
+    *messages: str, written: bool = False, when: Callable[[], bool] = lambda: True
+) -> Iterator[list[str]]:
     """Let the next ``UPDATE`` of a credential fail for each message, as a lost connection does.
 
     :param written: the row is written, and only the answer is lost.
+    :param when: whether the database fails yet.
     :returns: the messages that have not been raised yet.
     """
     left = list(messages)
 
     def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         is_ours = sql.startswith("UPDATE") and "django_infusionsoft_credential" in sql
-        if not is_ours or not left:
+        if not (is_ours and left and when()):
             return execute(sql, params, many, context)
         if written:
             execute(sql, params, many, context)

@@ -126,10 +126,10 @@ class AttemptPool:
         report(self._unreported)  # if interrupted, twice rather than never
         self._unreported.clear()
 
-    def withdraw(self) -> list[Claim]:
-        """Return the claims that were not sent."""
+    def release(self) -> None:
+        """Release the claims that were not sent."""
         unused, self._unused = self._unused + self._withdraw(self._under_way), []
-        return unused
+        release(unused, retry_delays=self._retry_delays)
 
     def resume(self) -> None:
         """Let the threads send again, once the cause of the failures is known."""
@@ -144,7 +144,7 @@ class AttemptPool:
         traceback: TracebackType | None,
     ) -> None:
         errors: list[BaseException] = [] if error is None else [error]
-        for step in (self._finish, self.report, lambda: release(self.withdraw())):
+        for step in (self._finish, self.report, self.release):
             while True:
                 try:
                     step()

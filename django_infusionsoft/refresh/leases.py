@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -13,13 +13,13 @@ from django.db.models import Case, F, Q, QuerySet, When
 
 from django_infusionsoft.choices import Reason, Status
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.exceptions import DatabaseBusy, RefreshInProgress
 from django_infusionsoft.keap.transport import (
     lease_seconds,
     longest_answer_seconds,
     longest_call_seconds,
 )
-from django_infusionsoft.refresh import breaker, rate_limit
+from django_infusionsoft.refresh import breaker, rate_limit, spool
 from django_infusionsoft.storage.applications import blocked_keys
 from django_infusionsoft.storage.credentials import (
     NO_LEASE,
@@ -29,7 +29,12 @@ from django_infusionsoft.storage.credentials import (
     note_clock_offset,
     row_of,
 )
-from django_infusionsoft.storage.database import DatabaseNow, brief_transaction, own_transaction
+from django_infusionsoft.storage.database import (
+    DatabaseNow,
+    brief_transaction,
+    own_transaction,
+    persist,
+)
 from django_infusionsoft.storage.worker import process_name
 
 # Of one refresh token, unless a user forces more: the first attempt, and one repeat if it had no
@@ -145,19 +150,48 @@ def mark_used(claims: Sequence[Claim]) -> None:
         ).update(lease_is_used=True)
 
 
-def release(claims: Iterable[Claim]) -> None:
-    """Release unused claims: due as before, and not counted as attempts."""
+def release(claims: Iterable[Claim], *, retry_delays: Iterator[float] | None = None) -> None:
+    """Release claims that were not sent: due as before, and not counted as attempts.
+
+    :param retry_delays: the pauses of ``persist``, for claims that were marked as used: they count
+        unless they are released.
+    """
     errors: list[Exception] = []
     for claim in claims:
-        credential = claim.credential
         try:
-            with own_transaction(alias_of(credential)):
-                row = held(credential, claim.lease.id, credential.generation)
-                row.update(refresh_at=claim.due_at or DatabaseNow(), **NO_LEASE)
+            if retry_delays is None:
+                with own_transaction(alias_of(claim.credential)):
+                    _release(claim)
+            else:
+                _release_used(claim, retry_delays)
         except (Error, DatabaseBusy) as error:
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _release(claim: Claim) -> int:
+    row = held(claim.credential, claim.lease.id, claim.credential.generation)
+    return row.update(refresh_at=claim.due_at or DatabaseNow(), **NO_LEASE)
+
+
+def _release_used(claim: Claim, retry_delays: Iterator[float]) -> None:
+    credential = claim.credential
+    spooled = spool.SpooledError(
+        spool.key_of(credential, credential.generation, ""),
+        RefreshInProgress("Nothing was sent."),
+        claim.lease.id,
+        claim.due_at,
+    )
+    persist(
+        alias_of(credential),
+        lambda: _release(claim),
+        what=f"credential={credential.pk} account={credential.account}",
+        fsync=spooled.fsync,
+        retry_delays=retry_delays,
+        is_pair=False,
+    )
+    spooled.discard()
 
 
 def held(credential: CredentialRow, lease_id: str, generation: int) -> QuerySet[CredentialRow]:

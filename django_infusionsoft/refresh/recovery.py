@@ -1,7 +1,9 @@
-"""Store the token pairs that the spool holds.
+"""Store the replies that the spool holds.
 
 A token pair in the spool is the answer to one refresh token. It is stored if the row still has
-that refresh token in the same generation, and never replaces a newer one.
+that refresh token in the same generation, and never replaces a newer one. Any other outcome is
+stored if the row still has the lease of its attempt. If the lease was taken over, the attempt was
+counted as one without a reply, and this is corrected.
 """
 
 import logging
@@ -15,9 +17,20 @@ from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import spool
 from django_infusionsoft.refresh.reporting import report
-from django_infusionsoft.refresh.sending import attempt_from, spool_key_of
-from django_infusionsoft.refresh.storing import AttemptResult, is_stored, record_outcome
-from django_infusionsoft.storage.credentials import CredentialRow, is_leased
+from django_infusionsoft.refresh.sending import attempt_from, spool_key_of, spooled_error_of
+from django_infusionsoft.refresh.storing import (
+    AttemptResult,
+    correct_abandoned,
+    is_stored,
+    record_outcome,
+)
+from django_infusionsoft.storage.credentials import (
+    CredentialRow,
+    alias_of,
+    is_leased,
+    reload,
+    row_of,
+)
 from django_infusionsoft.storage.database import (
     close_idle_connection,
     database_name,
@@ -28,6 +41,18 @@ logger = logging.getLogger("django_infusionsoft")
 
 # How long a token pair without a row is kept.
 ORPHAN_SECONDS: Final = 7 * 86_400.0
+
+
+def reload_and_release(credential: CredentialRow) -> bool:
+    """Reload the credential; first store the outcome in the spool that its lease waits for.
+
+    :returns: whether a lease is alive.
+    """
+    leased = reload(credential)
+    if outcome := spooled_error_of(credential):
+        _settle(outcome, type(credential), alias_of(credential))
+        leased = reload(credential)
+    return leased
 
 
 def recover(credential: CredentialRow, *, leased: bool = False) -> bool:
@@ -46,15 +71,15 @@ def recover(credential: CredentialRow, *, leased: bool = False) -> bool:
 
 
 def recover_all(model: type[CredentialRow], alias: str) -> Iterator[AttemptResult]:
-    """Store the token pairs in the spool, and remove those that no row needs any more.
+    """Store the replies in the spool, and remove those that no row needs any more.
 
-    A pair that fails is logged and kept: it must not keep the others waiting.
+    One that fails is logged and kept: it must not keep the others waiting.
     """
     for spooled in spool.pending(database_name(alias)):
         try:
             result = _settle(spooled, model, alias)
         except Exception:
-            # Such as a missing encryption key; the pair may be the current one.
+            # Such as a missing encryption key; the reply may be the current one.
             logger.exception("spool_unreadable credential=%s", spooled.key.credential_id)
             close_idle_connection(alias)
             continue
@@ -63,13 +88,15 @@ def recover_all(model: type[CredentialRow], alias: str) -> Iterator[AttemptResul
 
 
 def _settle(
-    spooled: spool.SpooledPair, model: type[CredentialRow], alias: str
+    spooled: spool.Spooled, model: type[CredentialRow], alias: str
 ) -> AttemptResult | None:
-    """Store the pair if it is its row's next one, or remove it if no row needs it any more."""
+    """Store the reply if it is its row's next one, or remove it if no row needs it any more."""
     rows = model._base_manager.using(alias).select_related("application")
     with own_transaction(alias):
         found = rows.annotate(is_leased=is_leased()).filter(pk=spooled.key.credential_id)
         credential = found.first()
+    if isinstance(spooled, spool.SpooledError):
+        return _settle_error(spooled, credential)
     is_current = credential is not None and spool_key_of(credential) == spooled.key
     if credential is None or credential.generation < spooled.key.generation:
         _drop_in_time(spooled)
@@ -80,15 +107,33 @@ def _settle(
     return None
 
 
-def _store(credential: CredentialRow, spooled: spool.SpooledPair) -> AttemptResult:
-    # Without retries: the pair is safe, and a caller may be waiting.
+def _settle_error(
+    spooled: spool.SpooledError, credential: CredentialRow | None
+) -> AttemptResult | None:
+    """Store the outcome of an attempt whose lease the row still has; otherwise remove it."""
+    result = None
+    if credential is None or credential.generation < spooled.key.generation:
+        _drop_in_time(spooled)
+        return None
+    if credential.generation == spooled.key.generation:
+        if credential.lease_id == spooled.lease_id:
+            result = _store(credential, spooled)
+        else:
+            with own_transaction(alias_of(credential)):
+                correct_abandoned(row_of(credential), spooled.error)
+    spooled.discard()
+    return result
+
+
+def _store(credential: CredentialRow, spooled: spool.Spooled) -> AttemptResult:
+    # Without retries: the reply is safe, and a caller may be waiting.
     result = record_outcome(attempt_from(credential, spooled), retry_delays=iter(()))
     report([result])
     return result
 
 
-def _drop_in_time(spooled: spool.SpooledPair) -> None:
-    """Discard a token pair without a row, or of a newer generation than the row's.
+def _drop_in_time(spooled: spool.Spooled) -> None:
+    """Discard a reply without a row, or of a newer generation than the row's.
 
     Not at once: another database may have the same name, or this one may be an older copy.
     """

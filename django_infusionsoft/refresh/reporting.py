@@ -6,11 +6,13 @@ from typing import Any, Final
 
 from django_infusionsoft import signals
 from django_infusionsoft.choices import EventKind, Outcome
-from django_infusionsoft.exceptions import DecryptionError, InfusionsoftError
+from django_infusionsoft.exceptions import DecryptionError, GatewayFailed, InfusionsoftError
 from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.monitoring import history
-from django_infusionsoft.refresh.leases import Claim
-from django_infusionsoft.refresh.storing import AttemptResult
+from django_infusionsoft.refresh.leases import Claim, held
+from django_infusionsoft.refresh.sending import spooled_error_of
+from django_infusionsoft.refresh.spool import SpooledError
+from django_infusionsoft.refresh.storing import AttemptResult, correct_abandoned, outcome_of
 from django_infusionsoft.storage.applications import from_now
 from django_infusionsoft.storage.credentials import CredentialRow, alias_of, row_of
 from django_infusionsoft.storage.database import own_transaction
@@ -60,16 +62,31 @@ def report_previous(claim: Claim) -> None:
         _report_unreported(claim.credential)
     if claim.abandoned_by is None:
         return
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {"worker": claim.abandoned_by}
     with suppress(DecryptionError):
         details["fingerprint"] = history.fingerprint(claim.credential.refresh_token)
+    if spooled := spooled_error_of(claim.credential):
+        _report_spooled(claim, spooled, details)
+        return
+    history.record(claim.credential, EventKind.ABANDONED, outcome=Outcome.UNKNOWN, **details)
+
+
+def _report_spooled(claim: Claim, spooled: SpooledError, details: dict[str, Any]) -> None:
+    """Report an attempt whose process had its outcome, and could only write it to the spool."""
+    credential, error = claim.credential, spooled.error
+    with own_transaction(alias_of(credential)):
+        row = held(credential, claim.lease.id, credential.generation)
+        if correct_abandoned(row, error):
+            credential.unanswered_attempts -= 1
+            credential.may_be_rotated |= isinstance(error, GatewayFailed)
     history.record(
-        claim.credential,
-        EventKind.ABANDONED,
-        outcome=Outcome.UNKNOWN,
-        worker=claim.abandoned_by,
+        credential,
+        EventKind.REFRESH_FAILED,
+        outcome=outcome_of(error),
+        detail=str(error),
         **details,
     )
+    spooled.discard()
 
 
 def _report_unreported(credential: CredentialRow) -> None:

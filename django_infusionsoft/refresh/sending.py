@@ -30,8 +30,7 @@ from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import spool
 from django_infusionsoft.refresh.leases import Claim
 from django_infusionsoft.refresh.timing import Plan, refresh_plan
-from django_infusionsoft.storage.credentials import CredentialRow, alias_of
-from django_infusionsoft.storage.database import database_name
+from django_infusionsoft.storage.credentials import CredentialRow
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -58,6 +57,8 @@ class Attempt:
     """How long Keap took; ``None`` if it was not asked."""
     user: AbstractBaseUser | None = None
     """The user who asked for it."""
+    is_from_spool: bool = False
+    """Whether another process got the reply."""
 
 
 @sensitive_variables()
@@ -119,15 +120,18 @@ def _attempt(claim: Claim) -> partial[Attempt]:
     )
 
 
-def attempt_from(credential: CredentialRow, spooled: spool.SpooledPair) -> Attempt:
-    """Return the attempt that got a token pair in the spool, to be recorded now."""
-    return Attempt(
+def attempt_from(credential: CredentialRow, spooled: spool.Spooled) -> Attempt:
+    """Return the attempt whose reply is in the spool, to be recorded now."""
+    attempt = partial(
+        Attempt,
         credential,
         spooled.key.generation,
-        spooled,
-        refresh_plan(),
         fingerprint=spooled.key.fingerprint,
+        is_from_spool=True,
     )
+    if isinstance(spooled, spool.SpooledPair):
+        return attempt(reply=spooled, plan=refresh_plan())
+    return attempt(reply=spooled.error, lease_id=spooled.lease_id, due_at=spooled.due_at)
 
 
 def spool_key_of(credential: CredentialRow) -> spool.SpoolKey:
@@ -138,13 +142,17 @@ def spool_key_of(credential: CredentialRow) -> spool.SpoolKey:
     return _spool_key(credential, credential.refresh_token)
 
 
+def spooled_error_of(credential: CredentialRow) -> spool.SpooledError | None:
+    """Return the outcome in the spool of an attempt with the credential's refresh token."""
+    fingerprint = ""
+    with suppress(DecryptionError):
+        fingerprint = history.fingerprint(credential.refresh_token)
+    return spool.load_error(spool.key_of(credential, credential.generation, fingerprint))
+
+
 def _spool_key(credential: CredentialRow, refresh_token: str) -> spool.SpoolKey:
-    return spool.SpoolKey(
-        database_name(alias_of(credential)),
-        credential.pk,
-        credential.generation,
-        history.fingerprint(refresh_token),
-    )
+    presented = history.fingerprint(refresh_token)
+    return spool.key_of(credential, credential.generation, presented)
 
 
 def _check_may_present(claim: Claim) -> None:

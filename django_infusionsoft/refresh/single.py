@@ -30,7 +30,7 @@ from django_infusionsoft.monitoring.history import Entry, record_all
 from django_infusionsoft.refresh import breaker
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import Claim, claim
-from django_infusionsoft.refresh.recovery import recover
+from django_infusionsoft.refresh.recovery import recover, reload_and_release
 from django_infusionsoft.refresh.reporting import report_previous
 from django_infusionsoft.refresh.storing import AttemptResult, reauthorization_error
 from django_infusionsoft.storage.credentials import (
@@ -100,7 +100,7 @@ def replace_access_token(credential: CredentialRow, rejected: str) -> str:
 
 def _renew_access_token(credential: CredentialRow) -> None:
     try:
-        leased = reload(credential)
+        leased = reload_and_release(credential)
     except (Error, DatabaseBusy):
         if credential.has_valid_access_token:
             return
@@ -176,7 +176,7 @@ def _wait_for_other(
     failures, ends_at = None, time.monotonic() + conf.WAIT_SECONDS
     while True:
         is_over = _end_of(credential)  # before the check, or an end right after it is missed
-        leased = reload(credential)
+        leased = reload_and_release(credential)
         if credential.generation != seen or recover(credential, leased=leased):
             return None
         if credential.status != Status.CONNECTED and not (force and credential.may_be_refreshed):

@@ -1,9 +1,10 @@
-"""The spool: a directory of encrypted token pairs that are not in the database yet.
+"""The spool: a directory of encrypted replies that are not in the database yet.
 
 A token pair (access and refresh token) is written here as soon as it has been read, so that it
 survives the death of its process, and removed once it is stored. It is not forced to the disk:
 that would take as long as storing it. If storing fails, it is, and the pair waits for the next run
-or for a caller who needs an access token.
+or for a caller who needs an access token. Other outcomes are written here only if storing them
+fails.
 """
 
 import json
@@ -14,19 +15,23 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 from cryptography.fernet import InvalidToken
 from django.views.decorators.debug import sensitive_variables
 
+from django_infusionsoft import exceptions
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import ConfigurationError, SpoolError
+from django_infusionsoft.exceptions import ConfigurationError, InfusionsoftError, SpoolError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.keap.oauth import TokenPair, is_token
+from django_infusionsoft.storage.credentials import CredentialRow, alias_of
+from django_infusionsoft.storage.database import database_name
 from django_infusionsoft.text import quoted
 
 logger = logging.getLogger("django_infusionsoft")
@@ -35,6 +40,10 @@ logger = logging.getLogger("django_infusionsoft")
 IN_FLIGHT: Final = ".reply"
 # Storing it failed, and so did releasing the lease: no need to wait until that expires.
 WAITING: Final = ".pair"
+# The outcome of an attempt that got no token pair. Storing it failed, as above.
+OUTCOME: Final = ".outcome"
+# The arguments of exceptions besides their message.
+ERROR_DETAILS: Final = ("reason", "retry_after")
 # An empty file is being written, or was left by a crash a while ago.
 EMPTY_SECONDS: Final = 3600.0
 # How long a directory that was checked is not checked again: each call of the system makes the
@@ -63,18 +72,21 @@ class SpoolKey:
 
 
 @dataclass(slots=True)
-class SpooledPair:
-    """One token pair in the spool, or to be written there."""
+class _Spooled:
+    """One reply in the spool, or to be written there."""
 
+    suffix: ClassVar[str]
+    """While it is being stored."""
+    waiting_suffix: ClassVar[str]
+    """Once storing it has failed."""
     key: SpoolKey
-    pair: TokenPair = field(repr=False)
-    path: Path | None = None
+    path: Path | None = field(default=None, kw_only=True)
     """``None`` if it is not written."""
 
     @property
-    def is_in_flight(self) -> bool:
-        """Whether it is in the spool, and storing it has not failed."""
-        return self.path is not None and self.path.suffix == IN_FLIGHT
+    def content(self) -> dict[str, Any]:
+        """What the file contains besides its key."""
+        raise NotImplementedError
 
     @property
     def age_seconds(self) -> float:
@@ -85,16 +97,15 @@ class SpooledPair:
             return 0.0
 
     def fsync(self) -> bool:
-        """Force the pair to the disk, for another process; return whether that succeeded."""
+        """Force it to the disk, for another process; return whether that succeeded."""
         try:
             folder = _folder()
             if folder is None:
                 return False
             if self.path is None:
-                self.path = _write(folder, self.key, self.pair)
-            pending = self.path.with_suffix(WAITING)
+                self.path = _write(folder, self)
             _sync(self.path)
-            self.path = self.path.replace(pending)
+            self.path = self.path.replace(self.path.with_suffix(self.waiting_suffix))
             _sync(folder)
         except (OSError, ConfigurationError):
             logger.exception("spool_not_written credential=%s", self.key.credential_id)
@@ -102,7 +113,7 @@ class SpooledPair:
         return True
 
     def discard(self) -> None:
-        """Remove the pair: it is stored, or no row needs it any more."""
+        """Remove it: it is stored, or no row needs it any more."""
         if self.path is None:
             return
         try:
@@ -112,13 +123,70 @@ class SpooledPair:
         self.path = None
 
 
+@dataclass(slots=True)
+class SpooledPair(_Spooled):
+    """A token pair."""
+
+    suffix = IN_FLIGHT
+    waiting_suffix = WAITING
+    pair: TokenPair = field(repr=False)
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether it is in the spool, and storing it has not failed."""
+        return self.path is not None and self.path.suffix == IN_FLIGHT
+
+    @property
+    def content(self) -> dict[str, Any]:
+        pair = self.pair
+        return {
+            "access_token": pair.access_token,
+            "refresh_token": pair.refresh_token,
+            "expires_in": pair.expires_in,
+            "account": pair.account,
+            "received_at": time.time() - (pair.expires_in - pair.seconds_left),
+        }
+
+
+@dataclass(slots=True)
+class SpooledError(_Spooled):
+    """The outcome of an attempt that got no token pair."""
+
+    suffix = OUTCOME
+    waiting_suffix = OUTCOME
+    error: InfusionsoftError
+    lease_id: str
+    due_at: datetime | None
+    """When the credential was due; ``None`` if unknown."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        details = {name: getattr(self.error, name, None) for name in ERROR_DETAILS}
+        return {
+            "error": type(self.error).__name__,
+            "message": str(self.error),
+            "details": {name: value for name, value in details.items() if value is not None},
+            "lease": self.lease_id,
+            "due_at": self.due_at.isoformat() if self.due_at else None,
+        }
+
+
+Spooled: TypeAlias = SpooledPair | SpooledError
+
+
+def key_of(credential: CredentialRow, generation: int, fingerprint: str) -> SpoolKey:
+    """Return the key of the reply to a generation's refresh token, known by its fingerprint."""
+    database = database_name(alias_of(credential))
+    return SpoolKey(database, credential.pk, generation, fingerprint)
+
+
 @sensitive_variables()
 def save(key: SpoolKey, pair: TokenPair) -> SpooledPair:
     """Write the pair before it is stored. Errors are only logged: the spool is a second safety."""
     spooled = SpooledPair(key, pair)
     try:
         if folder := _folder():
-            spooled.path = _write(folder, key, pair)
+            spooled.path = _write(folder, spooled)
     except Exception:
         logger.exception("spool_not_written credential=%s", key.credential_id)
     return spooled
@@ -135,13 +203,26 @@ def load(key: SpoolKey) -> SpooledPair | None:
     # In the order in which a file changes its name, so that none is missed.
     for suffix in (IN_FLIGHT, WAITING):
         spooled = _read(folder / f"{key.stem}{suffix}")
-        if spooled is not None and spooled.key == key:
+        if isinstance(spooled, SpooledPair) and spooled.key == key:
             return spooled
     return None
 
 
-def pending(database: str) -> Iterator[SpooledPair]:
-    """Yield a database's pairs in the spool, in flight or not; log those that cannot be read."""
+def load_error(key: SpoolKey) -> SpooledError | None:
+    """Return the outcome of an attempt to present this key's refresh token that got no pair."""
+    folder = _existing_folder()
+    if folder is None:
+        return None
+    for each in (key, replace(key, fingerprint="")):  # without one: nothing was presented
+        with suppress(SpoolError):  # a run logs it
+            spooled = _read(folder / f"{each.stem}{OUTCOME}")
+            if isinstance(spooled, SpooledError) and spooled.key == each:
+                return spooled
+    return None
+
+
+def pending(database: str) -> Iterator[Spooled]:
+    """Yield a database's replies in the spool, in flight or not; log those that are unreadable."""
     folder = _existing_folder()
     if folder is None:
         return
@@ -231,20 +312,17 @@ def _require_ours(path: Path) -> None:
 
 
 @sensitive_variables()
-def _write(folder: Path, key: SpoolKey, pair: TokenPair) -> Path:
+def _write(folder: Path, spooled: _Spooled) -> Path:
+    key = spooled.key
     content = {
         "database": key.database,
         "credential": key.credential_id,
         "generation": key.generation,
         "presented": key.fingerprint,
-        "access_token": pair.access_token,
-        "refresh_token": pair.refresh_token,
-        "expires_in": pair.expires_in,
-        "account": pair.account,
-        "received_at": time.time() - (pair.expires_in - pair.seconds_left),
+        **spooled.content,
     }
     sealed = get_cipher().encrypt(json.dumps(content).encode())
-    path = folder / f"{key.stem}{IN_FLIGHT}"
+    path = folder / f"{key.stem}{spooled.suffix}"
     # Not under another name first: readers skip an empty file, and one call writes all of it.
     descriptor = _create(path)
     try:
@@ -276,7 +354,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 @sensitive_variables()
-def _read(path: Path) -> SpooledPair | None:
+def _read(path: Path) -> Spooled | None:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             sealed = file.readall()
@@ -284,7 +362,7 @@ def _read(path: Path) -> SpooledPair | None:
             if time.time() - path.stat().st_mtime > EMPTY_SECONDS:
                 path.unlink()
             return None
-        return _spooled_pair(path, json.loads(get_cipher().decrypt(sealed)))
+        return _parse(path, json.loads(get_cipher().decrypt(sealed)))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -302,7 +380,25 @@ def _read(path: Path) -> SpooledPair | None:
         raise SpoolError(f"{path} contains data that this version does not recognize.") from None
 
 
-def _spooled_pair(path: Path, content: dict[str, Any]) -> SpooledPair:
+def _parse(path: Path, content: dict[str, Any]) -> Spooled:
+    key = SpoolKey(
+        content["database"], content["credential"], content["generation"], content["presented"]
+    )
+    if "error" in content:
+        due_at = content["due_at"] and datetime.fromisoformat(content["due_at"])
+        return SpooledError(key, _error(content), content["lease"], due_at, path=path)
+    return SpooledPair(key, _token_pair(content), path=path)
+
+
+def _error(content: dict[str, Any]) -> InfusionsoftError:
+    error = getattr(exceptions, content["error"])(content["message"], **content["details"])
+    if not isinstance(error, InfusionsoftError):
+        raise TypeError
+    return error
+
+
+@sensitive_variables()
+def _token_pair(content: dict[str, Any]) -> TokenPair:
     # The wall clock, because another process wrote it, on the same machine: only setting the clock
     # makes it wrong, and never by more than the pair's lifetime.
     age = max(0.0, time.time() - content["received_at"])
@@ -315,10 +411,7 @@ def _spooled_pair(path: Path, content: dict[str, Any]) -> SpooledPair:
     )
     if not (is_token(pair.access_token) and is_token(pair.refresh_token or pair.access_token)):
         raise ValueError
-    key = SpoolKey(
-        content["database"], content["credential"], content["generation"], content["presented"]
-    )
-    return SpooledPair(key, pair, path)
+    return pair
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Step 3 of a refresh: store the outcome of an attempt.
 
 Nothing that can fail stands between the reply and the one statement that stores it. Until then the
-reply is in the spool, so that it survives the death of this process.
+reply is in the spool, so that it survives the death of this process. Other outcomes go there if
+the database stays unavailable: a lease that is not released counts as an attempt without a reply.
 """
 
 import logging
@@ -12,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from django.db import Error
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import translation
 from django.views.decorators.debug import sensitive_variables
@@ -47,8 +48,9 @@ from django_infusionsoft.storage.credentials import (
     alias_of,
     apply_columns,
     reload,
+    row_of,
 )
-from django_infusionsoft.storage.database import DatabaseNow, own_transaction, persist, update_row
+from django_infusionsoft.storage.database import DatabaseNow, persist, update_row
 from django_infusionsoft.text import quoted
 
 logger = logging.getLogger("django_infusionsoft")
@@ -106,9 +108,9 @@ def _record(attempt: Attempt, retry_delays: Iterator[float] | None) -> AttemptRe
             case spool.SpooledPair() as spooled:
                 return _store(attempt, spooled, retry_delays)
             case ReauthorizationRequired() as error:
-                return _mark_rejected(attempt, error)
+                return _mark_rejected(attempt, error, retry_delays)
             case InfusionsoftError() as error:
-                return _schedule_retry(attempt, outcome_of(error), error)
+                return _schedule_retry(attempt, error, retry_delays)
     except ReauthorizationRequired as gone:  # the row was deleted during the request
         logger.warning("reply_without_a_row credential=%s", attempt.credential.pk)
         return AttemptResult(attempt, Outcome.REJECTED, gone)
@@ -185,7 +187,9 @@ def columns_for(
     return columns
 
 
-def _mark_rejected(attempt: Attempt, error: ReauthorizationRequired) -> AttemptResult:
+def _mark_rejected(
+    attempt: Attempt, error: ReauthorizationRequired, retry_delays: Iterator[float] | None
+) -> AttemptResult:
     """Accept a rejection only if the generation and the lease are still the attempt's."""
     credential = attempt.credential
     if error.reason == Reason.USED_ELSEWHERE and (
@@ -198,25 +202,25 @@ def _mark_rejected(attempt: Attempt, error: ReauthorizationRequired) -> AttemptR
         attempt = replace(attempt, reply=error)
     is_lost = credential.unanswered_attempts or credential.may_be_rotated
     default_reason = Reason.ROTATION_LOST if is_lost else Reason.REVOKED
-    is_current = _write(
-        attempt,
-        status=Status.REAUTHORIZATION_REQUIRED,
-        reason=error.reason or default_reason,
-        last_error=str(error),
-        refresh_at=None,
-        # A mail may have reported an earlier loss, and none yet that it was resolved.
-        is_alerted=False,
-    )
-    reload(credential)
-    if not is_current:
+    columns: dict[str, Any] = {
+        "status": Status.REAUTHORIZATION_REQUIRED,
+        "reason": error.reason or default_reason,
+        "last_error": str(error),
+        "refresh_at": None,
+    }
+    # A mail may have reported an earlier loss, and none yet that it was resolved.
+    if not _write(attempt, error, retry_delays, **columns, is_alerted=False):
         return _superseded(attempt)
+    apply_columns(credential, {**columns, "generation": attempt.generation})
     kind = EventKind.REAUTHORIZATION_REQUIRED
     return AttemptResult(attempt, Outcome.REJECTED, reauthorization_error(credential), kind)
 
 
-def _schedule_retry(attempt: Attempt, outcome: Outcome, error: InfusionsoftError) -> AttemptResult:
+def _schedule_retry(
+    attempt: Attempt, error: InfusionsoftError, retry_delays: Iterator[float] | None
+) -> AttemptResult:
     """Keep the token pair, release the lease, and set the time of the next attempt."""
-    credential, pause = attempt.credential, None
+    credential, pause, outcome = attempt.credential, None, outcome_of(error)
     columns = _uncertainty(error)
     is_failure = outcome != Outcome.MISCONFIGURED and not isinstance(error, RefreshInProgress)
     if is_failure:
@@ -229,12 +233,11 @@ def _schedule_retry(attempt: Attempt, outcome: Outcome, error: InfusionsoftError
     elif not isinstance(error, ClientRejected):  # which the breaker reports
         columns |= _failure(outcome, error)
     # Before the lease is released, so that no other worker sends a request in between.
-    if not _report_to_breaker(credential, error):
+    if not _report_to_breaker(attempt, error):
         pause = timing.backoff(1, seed=str(credential))
     due_at = attempt.due_at or DatabaseNow()
     columns["refresh_at"] = due_at if pause is None else from_now(pause)
-    if not _write(attempt, **columns):
-        reload(credential)
+    if not _write(attempt, error, retry_delays, **columns):
         return _superseded(attempt)
     if not (attempt.fingerprint or is_failure):
         # Nothing was sent. An event would repeat with every run.
@@ -262,10 +265,12 @@ def _uncertainty(error: InfusionsoftError) -> dict[str, Any]:
     return {}
 
 
-def _report_to_breaker(credential: CredentialRow, error: InfusionsoftError) -> bool:
+def _report_to_breaker(attempt: Attempt, error: InfusionsoftError) -> bool:
     """Pass the error to the breaker; return False if it concerns only this credential."""
+    credential = attempt.credential
     is_configuration = outcome_of(error) == Outcome.MISCONFIGURED
-    if not (is_configuration or isinstance(error, OutcomeUnknown | RateLimited)):
+    is_relevant = is_configuration or isinstance(error, OutcomeUnknown | RateLimited)
+    if attempt.is_from_spool or not is_relevant:
         return True
     try:
         return breaker.trip(alias_of(credential), credential.application, error)
@@ -275,16 +280,61 @@ def _report_to_breaker(credential: CredentialRow, error: InfusionsoftError) -> b
         return True
 
 
-def _write(attempt: Attempt, **columns: Any) -> int:
+def _write(
+    attempt: Attempt,
+    error: InfusionsoftError,
+    retry_delays: Iterator[float] | None,
+    **columns: Any,
+) -> bool:
     """Release the lease and write the columns, if lease and generation are still the attempt's."""
-    credential = attempt.credential
-    with own_transaction(alias_of(credential)):
+    credential, tries = attempt.credential, 0
+    key = spool.key_of(credential, attempt.generation, attempt.fingerprint)
+    spooled = spool.SpooledError(key, error, attempt.lease_id, attempt.due_at)
+
+    def write() -> bool:
+        nonlocal tries
+        tries += 1
         row = held(credential, attempt.lease_id, attempt.generation)
-        return row.update(**columns, **NO_LEASE)
+        return bool(row.update(**columns, **NO_LEASE)) or (tries > 1 and was_written())
+
+    def was_written() -> bool:
+        # Perhaps only the database's answer was lost.
+        written = {name: columns[name] for name in ("last_error",) if name in columns}
+        row = row_of(credential).filter(generation=attempt.generation, **NO_LEASE, **written)
+        return bool(written) and row.exists()
+
+    is_ours = persist(
+        alias_of(credential),
+        write,
+        what=f"credential={credential.pk} account={credential.account}",
+        fsync=spooled.fsync,
+        retry_delays=retry_delays,
+        is_pair=False,
+    )
+    spooled.discard()
+    return is_ours
+
+
+def correct_abandoned(row: QuerySet[CredentialRow], error: InfusionsoftError) -> bool:
+    """Correct the count of a row whose lease was taken over: the attempt did have this outcome.
+
+    :returns: whether it was not one without a reply.
+    """
+    if isinstance(error, OutcomeUnknown) and not isinstance(error, GatewayFailed):
+        return False
+    columns = _uncertainty(error) | {"unanswered_attempts": F("unanswered_attempts") - 1}
+    counted = row.filter(unanswered_attempts__gt=0)
+    again = {"status": Status.CONNECTED, "reason": "", "refresh_at": DatabaseNow()}
+    given_up = counted.filter(reason=Reason.UNANSWERED)
+    return bool(
+        given_up.update(**columns, **again)
+        or counted.filter(status=Status.CONNECTED).update(**columns)
+    )
 
 
 def _superseded(attempt: Attempt) -> AttemptResult:
     """Return the result if the row has a newer token pair by now, or another process's lease."""
+    reload(attempt.credential)
     if attempt.credential.generation != attempt.generation:
         return AttemptResult(attempt, Outcome.OK)
     busy = RefreshInProgress(f"Another process is refreshing {attempt.credential}.")

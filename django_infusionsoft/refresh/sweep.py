@@ -171,9 +171,12 @@ class Sweep:
         self.concurrency, self.must_probe = 1, True
 
     def _release_unused(self) -> None:
-        unused = [claim for _, claim in self.waiting] + self.pool.withdraw()
+        waiting = [claim for _, claim in self.waiting]
         self.waiting.clear()
-        release(unused)
+        try:
+            self.pool.release()
+        finally:
+            release(waiting)
 
     def _wait_for_slots(self) -> bool:
         """Wait for free slots; return whether the run should claim again."""

@@ -215,16 +215,19 @@ def persist(
     what: str,
     fsync: Callable[[], bool] = lambda: False,
     retry_delays: Iterator[float] | None = None,
+    is_pair: bool = True,
 ) -> T:
     """Let ``write`` commit on its own; retry for half a minute while the database is unavailable.
 
     ``write`` must be safe to repeat: it may have succeeded although the answer was lost.
 
-    :param what: identifies the token pair in the log.
-    :param fsync: stores the pair elsewhere, after a failure, and returns whether it did.
+    :param what: identifies what is written in the log.
+    :param fsync: stores it elsewhere, after a failure, and returns whether it did.
     :param retry_delays: pauses that several calls share once ``fsync`` has succeeded.
+    :param is_pair: whether it is a token pair; anything else shares the pauses from the start.
     :raises Exception: the last failure. The log then has a line ``pair_spooled``, or, if the pair
-        is lost with the process, ``pair_not_stored``, the only line at level CRITICAL.
+        is lost with the process, ``pair_not_stored``, the only line at level CRITICAL; for
+        anything else, ``outcome_not_stored``.
     """
     pauses, is_safe = retry_pauses(), False
     try:
@@ -235,19 +238,29 @@ def persist(
             except (OperationalError, InterfaceError, InternalError, DatabaseBusy):
                 if connections[alias].needs_rollback:
                     raise  # a TestCase's transaction, to which nothing can be written any more
-                logger.exception("pair_not_stored_yet %s", what)
+                if is_pair:
+                    logger.exception("pair_not_stored_yet %s", what)
+                else:
+                    logger.exception("outcome_not_stored_yet %s", what)
                 is_safe = is_safe or fsync()
                 close_idle_connection(alias)
-                pause = next(retry_delays if is_safe and retry_delays else pauses, None)
+                may_share = is_safe or not is_pair
+                pause = next(retry_delays if may_share and retry_delays else pauses, None)
                 if pause is None:
                     raise
                 time.sleep(pause)
     except BaseException:
-        if is_safe or fsync():
-            logger.error("pair_spooled %s", what)
-        else:
-            logger.critical("pair_not_stored %s", what)
+        _log_failure(what, is_pair=is_pair, is_safe=is_safe or fsync())
         raise
+
+
+def _log_failure(what: str, *, is_pair: bool, is_safe: bool) -> None:
+    if not is_pair:
+        logger.error("outcome_not_stored %s spooled=%d", what, is_safe)
+    elif is_safe:
+        logger.error("pair_spooled %s", what)
+    else:
+        logger.critical("pair_not_stored %s", what)
 
 
 @contextmanager
