@@ -1,5 +1,7 @@
 """Signals, sent after the commit, with the arguments below; ``credential`` is the instance.
 
+A run sends them some seconds later, while it holds no lease, so that no refresh waits for them.
+
 An exception in a receiver is logged and has no other effect. Inside a caller's ``atomic()`` the
 token pair is committed before the signal is sent, but a receiver's own writes belong to the
 caller's transaction.

@@ -6,6 +6,7 @@ sent is tried again. Alerts are collected in one mail, at most every ``PAUSE_SEC
 
 import logging
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -14,6 +15,7 @@ from urllib.parse import urljoin
 
 from django.conf import settings
 from django.core.mail import EmailMessage
+from django.db import connections
 from django.db.models import Q, QuerySet
 from django.template.loader import render_to_string
 from django.urls import NoReverseMatch, reverse
@@ -27,7 +29,12 @@ from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.monitoring.health import Health, HealthStatus, health_of
 from django_infusionsoft.storage.applications import ApplicationState, from_now, is_told, states
 from django_infusionsoft.storage.credentials import CredentialRow, credential_model, in_condition
-from django_infusionsoft.storage.database import DatabaseNow, own_connection, own_transaction
+from django_infusionsoft.storage.database import (
+    DatabaseNow,
+    is_in_testcase,
+    own_connection,
+    own_transaction,
+)
 from django_infusionsoft.text import one_line
 
 logger = logging.getLogger("django_infusionsoft")
@@ -87,6 +94,28 @@ def send_pending(alias: str) -> bool:
     except Exception:  # such as a database, a mail server or a site's own template
         logger.exception("alert_not_sent")
         return False
+
+
+def send_soon(alias: str) -> None:
+    """Send pending alerts in a thread: the caller needs an access token, not a mail server."""
+    if not conf.ALERT_RECIPIENTS:
+        return
+    if is_in_testcase(alias):  # no other connection sees its data
+        send_pending(alias)
+        return
+    try:
+        threading.Thread(
+            target=_send_and_close, args=(alias,), name="infusionsoft-mail", daemon=True
+        ).start()
+    except RuntimeError:  # no more threads; the next run sends the mail
+        logger.exception("alert_not_sent")
+
+
+def _send_and_close(alias: str) -> None:
+    try:
+        send_pending(alias)
+    finally:
+        connections.close_all()
 
 
 def _send_pending(alias: str) -> bool:

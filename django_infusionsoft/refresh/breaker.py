@@ -27,7 +27,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.keap.transport import longest_call_seconds
-from django_infusionsoft.refresh import timing
+from django_infusionsoft.refresh import receivers, timing
 from django_infusionsoft.storage.applications import (
     Application,
     ApplicationState,
@@ -220,8 +220,11 @@ def _keep_open(alias: str, state: ApplicationState, error: InfusionsoftError) ->
         must_report = must_act and unreported.update(notified_at=DatabaseNow())
     if must_report:
         logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
-        signals.application_rejected.send_robust(
-            sender=type(state), application=state.application, error=str(error)
+        receivers.send(
+            signals.application_rejected,
+            sender=type(state),
+            application=state.application,
+            error=str(error),
         )
 
 
@@ -237,7 +240,8 @@ def _close(alias: str, state: ApplicationState) -> bool:
         _reschedule_failed(alias, state)
     if was_reported:
         logger.info("application_accepted application=%s", _name(state))
-        signals.application_accepted.send_robust(sender=type(state), application=state.application)
+        accepted = signals.application_accepted
+        receivers.send(accepted, sender=type(state), application=state.application)
     return bool(is_closed)
 
 

@@ -9,6 +9,7 @@ from django_infusionsoft.choices import EventKind, Outcome
 from django_infusionsoft.exceptions import DecryptionError, GatewayFailed, InfusionsoftError
 from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.monitoring import history
+from django_infusionsoft.refresh import receivers
 from django_infusionsoft.refresh.leases import Claim, held
 from django_infusionsoft.refresh.sending import spooled_error_of
 from django_infusionsoft.refresh.spool import SpooledError
@@ -113,17 +114,24 @@ def _send_signal(result: AttemptResult, credential: CredentialRow) -> None:
     sender = type(credential)
     match result.kind:
         case EventKind.REFRESHED | EventKind.RECOVERED:
-            signals.credential_refreshed.send_robust(
+            receivers.send(
+                signals.credential_refreshed,
                 sender=sender,
                 credential=credential,
                 generation=credential.generation,
                 duration_seconds=result.attempt.seconds or 0.0,
             )
         case EventKind.REAUTHORIZATION_REQUIRED:
-            signals.reauthorization_required.send_robust(
-                sender=sender, credential=credential, reason=credential.reason
+            receivers.send(
+                signals.reauthorization_required,
+                sender=sender,
+                credential=credential,
+                reason=credential.reason,
             )
         case EventKind.REFRESH_FAILED:
-            signals.refresh_failed.send_robust(
-                sender=sender, credential=credential, exception=result.error
+            receivers.send(
+                signals.refresh_failed,
+                sender=sender,
+                credential=credential,
+                exception=result.error,
             )

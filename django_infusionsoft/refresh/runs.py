@@ -14,6 +14,7 @@ from django.db.models import QuerySet
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.monitoring import alerts, heartbeat, history
+from django_infusionsoft.refresh import receivers
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.recovery import recover_all
 from django_infusionsoft.refresh.reporting import report_missing
@@ -36,9 +37,20 @@ def refresh_due(
 ) -> Run:
     """See ``Credential.objects.refresh_due()``; then prune the history.
 
-    The run leaves no lease behind, and waits for all answers.
+    The run leaves no lease behind, and waits for all answers. The signals are sent whenever it
+    holds no lease.
     """
-    run, ends_at = Run(), time.monotonic() + time_limit_seconds
+    with receivers.deferred():
+        return _refresh_due(due, time.monotonic() + time_limit_seconds, should_stop, on_progress)
+
+
+def _refresh_due(
+    due: QuerySet[CredentialRow],
+    ends_at: float,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[Run], None],
+) -> Run:
+    run = Run()
     heartbeat.record_heartbeat(due.db)
     for result in recover_all(due.model, due.db):
         run.count(result)

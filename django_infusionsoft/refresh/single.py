@@ -7,7 +7,8 @@ stored first (``leases``), and one attempt presents it once (``sending``).
 import random
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Final
 from weakref import WeakValueDictionary
@@ -27,7 +28,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.history import Entry, record_all
-from django_infusionsoft.refresh import breaker
+from django_infusionsoft.refresh import breaker, receivers
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import Claim, claim
 from django_infusionsoft.refresh.recovery import recover, reload_and_release
@@ -57,7 +58,7 @@ def refresh(
     :param force: whether to present the refresh token even after two attempts without an answer.
     """
     seen = credential.generation
-    with own_connection(alias_of(credential)):
+    with _own_connection(credential):
         claimed = claim(credential, seen=seen, force=force, user=user)
         claimed = claimed or _wait_for_other(credential, seen, force=force, user=user)
         if claimed is not None:
@@ -84,18 +85,25 @@ def request_refresh(credentials: QuerySet[CredentialRow], *, user: AbstractBaseU
 def get_access_token(credential: CredentialRow) -> str:
     """See ``Credential.get_access_token()``."""
     if not credential.has_fresh_access_token:
-        with own_connection(alias_of(credential)):
+        with _own_connection(credential):
             _renew_access_token(credential)
     return credential.access_token
 
 
 def replace_access_token(credential: CredentialRow, rejected: str) -> str:
     """See ``Credential.replace_access_token()``."""
-    with own_connection(alias_of(credential)):
+    with _own_connection(credential):
         reload(credential)
         if credential.access_token in (rejected, ""):  # or disconnected
             refresh(credential)
     return credential.access_token
+
+
+@contextmanager
+def _own_connection(credential: CredentialRow) -> Iterator[None]:
+    """Let own transactions share a connection; send the signals after it is closed."""
+    with receivers.deferred(), own_connection(alias_of(credential)):
+        yield
 
 
 def _renew_access_token(credential: CredentialRow) -> None:
@@ -138,7 +146,7 @@ def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
         with suppress(ReauthorizationRequired):
             reload(credential)
     if _requires_action(result, claimed):
-        alerts.send_pending(alias_of(credential))
+        alerts.send_soon(alias_of(credential))
     if result.error is not None:
         raise result.error
 

@@ -14,7 +14,7 @@ from django_infusionsoft.choices import Outcome
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ClientRejected, InfusionsoftError
 from django_infusionsoft.monitoring import heartbeat
-from django_infusionsoft.refresh import breaker, rate_limit
+from django_infusionsoft.refresh import breaker, rate_limit, receivers
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import Claim, claim_batch, mark_used, release
 from django_infusionsoft.refresh.reporting import report_previous
@@ -28,6 +28,8 @@ PREFETCH: Final = 4
 # How often a run checks whether it should stop.
 TICK_SECONDS: Final = 0.2
 HEARTBEAT_SECONDS: Final = 60.0
+# After this it claims nothing more, so that the signals can be sent.
+SIGNALS_WAIT_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -86,6 +88,10 @@ class Sweep:
         room = self.concurrency + prefetch - ahead
         if ahead and 2 * room < max(prefetch, 1):
             return
+        if receivers.seconds_waiting() > SIGNALS_WAIT_SECONDS:
+            if ahead:
+                return  # neither leases nor answers must wait for receivers
+            receivers.send_waiting()
         if self.must_probe:
             if ahead:
                 return  # answers must not wait for a probe

@@ -287,10 +287,15 @@ def close_idle_connection(alias: str) -> None:
         connection.close()
 
 
+def is_in_testcase(alias: str) -> bool:
+    """Whether the connection is in the transaction of a ``TestCase``."""
+    blocks = connections[alias].atomic_blocks
+    return any(getattr(block, "_from_testcase", False) for block in blocks)
+
+
 def _is_held_by_caller(connection: BaseDatabaseWrapper) -> bool:
-    blocks = connection.atomic_blocks
-    if blocks:
-        return not any(getattr(block, "_from_testcase", False) for block in blocks)
+    if connection.atomic_blocks:
+        return not is_in_testcase(connection.alias)
     if connection.connection is None:
         return not connection.settings_dict["AUTOCOMMIT"]
     return not connection.get_autocommit()

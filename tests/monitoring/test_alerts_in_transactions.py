@@ -12,7 +12,7 @@ from django_infusionsoft.exceptions import ReauthorizationRequired
 from django_infusionsoft.models import Credential, WorkerState
 from django_infusionsoft.monitoring import alerts, heartbeat
 from django_infusionsoft.sandbox import Sandbox
-from tests.mails import mailing_by
+from tests.mails import mailing_by, wait_for_mails
 from tests.support import row, run
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def test_lost_account_is_reported_once_when_the_caller_rolls_back(
             with pytest.raises(ReauthorizationRequired):
                 credential.refresh()
             transaction.set_rollback(True)
+        wait_for_mails()
         assert len(mailoutbox) == 1
         assert row(credential).is_alerted
         WorkerState.objects.update(mailed_at=timezone.now() - timedelta(minutes=11))
