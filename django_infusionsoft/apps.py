@@ -38,6 +38,7 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(views.check_callback_host)
         register(databases.check_time_zones)
         register(databases.check_database_time_zone)
+        register(databases.check_database_of_users)
         register(databases.check_atomic_requests)
         register(databases.check_database_is_usable, Tags.database)
         register(databases.check_client_exists, Tags.database)

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage
 from django.db import Error as DatabaseError
 from django.db import connections, router
@@ -51,8 +52,28 @@ def check_database_time_zone(**kwargs: Any) -> list[CheckMessage]:
         f"DATABASES[{alias!r}]['TIME_ZONE'] is not UTC, so credentials would be refreshed "
         "hours too early or too late.",
         "Remove it, or set it to 'UTC', and convert the times that are already stored. "
-        "Alternatively, route the models of django_infusionsoft to another database.",
+        "Alternatively, add the same database to DATABASES once more, without TIME_ZONE, and "
+        "route the models of django_infusionsoft to this alias: see docs/checks.rst.",
     )
+
+
+def check_database_of_users(**kwargs: Any) -> list[CheckMessage]:
+    """E008: the app's tables have foreign keys to the users' table."""
+    alias, users = router.db_for_write(Credential), router.db_for_write(get_user_model())
+    if _database_of(alias) == _database_of(users):
+        return []
+    return problem(
+        "E008",
+        f"The models of django_infusionsoft are in DATABASES[{alias!r}], but the users, to whom "
+        f"they have foreign keys, are in DATABASES[{users!r}]. Migrations, or the deletion of a "
+        "user, would fail.",
+        "Route both to the same database. It may have several aliases.",
+    )
+
+
+def _database_of(alias: str) -> list[Any]:
+    settings_dict = connections.settings[alias]
+    return [str(settings_dict[name]) for name in ("ENGINE", "NAME", "HOST", "PORT")]
 
 
 def _is_utc(zone: tzinfo | None) -> bool:

@@ -66,7 +66,7 @@ class CredentialRow(GuardedModel):
         ),
         "generation": "refresh(), Credential.objects.import_tokens()",
         "status": "refresh(), disconnect(), Credential.objects.import_tokens()",
-        "refresh_at": "Credential.objects.all().request_refresh()",
+        "refresh_at": "Credential.objects.connected().request_refresh()",
     }
 
     application = models.ForeignKey(

@@ -24,7 +24,11 @@ from django.test import override_settings
 from django.urls import include, path, set_script_prefix
 
 import django_infusionsoft
-from django_infusionsoft.checks.databases import check_client_exists, check_worker
+from django_infusionsoft.checks.databases import (
+    check_client_exists,
+    check_database_of_users,
+    check_worker,
+)
 from django_infusionsoft.checks.schedule import check_beat
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.schedule import beat_schedule
@@ -291,6 +295,25 @@ def test_database_time_zone_utc_is_accepted(
 ) -> None:
     set_time_zone(name)
     assert ids() == []
+
+
+class KeapRouter:
+    """Routes the app's models to the alias ``keap``."""
+
+    def db_for_write(self, model: Any, **hints: Any) -> str | None:
+        return "keap" if model._meta.app_label == "django_infusionsoft" else None
+
+
+@pytest.mark.parametrize(("name", "problems"), [("", []), ("other", ["E008"])])
+def test_another_database_than_that_of_the_users_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, problems: list[str]
+) -> None:
+    same = connections.settings["default"]
+    keap = {**same, "NAME": name or same["NAME"], "TIME_ZONE": None}
+    monkeypatch.setitem(connections.settings, "keap", keap)
+    with override_settings(DATABASE_ROUTERS=["tests.checks.test_checks.KeapRouter"]):
+        found = check_database_of_users()
+    assert [each.id for each in found] == [PREFIX + each for each in problems]
 
 
 def test_atomic_requests_are_a_warning_on_sqlite(
