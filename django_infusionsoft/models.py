@@ -201,12 +201,14 @@ class CredentialManager(models.Manager["Credential"]):
         self,
         *,
         time_limit_seconds: float = runs.RUN_TIME_LIMIT_SECONDS,
+        pause_seconds: float = 0.0,
         should_stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Run], None] = lambda run: None,
     ) -> Run:
         """Refresh the due credentials, until none is left or the time is over; return the counts.
 
         :param time_limit_seconds: no request is sent after this; those under way are completed.
+        :param pause_seconds: do nothing if another run began less than this long ago.
         :param should_stop: called several times a second; the run ends soon after it returns True.
         :param on_progress: called with the counts so far, after every few credentials.
         """
@@ -216,6 +218,7 @@ class CredentialManager(models.Manager["Credential"]):
         run = runs.refresh_due(
             due,
             time_limit_seconds=time_limit_seconds,
+            pause_seconds=pause_seconds,
             should_stop=should_stop,
             on_progress=on_progress,
         )

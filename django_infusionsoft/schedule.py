@@ -9,15 +9,17 @@ MARGIN_SECONDS = 5.0
 def beat_schedule(*, seconds: float = 60) -> dict[str, dict[str, Any]]:
     """Return the entry for ``CELERY_BEAT_SCHEDULE`` that refreshes the due credentials.
 
-    :param seconds: the interval. A message that no worker accepts within this time expires, so
-        that messages do not pile up while no worker runs. A run stops sending requests before the
-        next one starts.
+    :param seconds: the interval. A run stops sending requests before the next one starts. Messages
+        do not expire, since the clock of beat's machine may be wrong. If they pile up while no
+        worker runs, all but the first are empty runs, by the database's clock.
     """
     return {
         "django-infusionsoft-refresh": {
             "task": "django_infusionsoft.tasks.refresh_due_credentials",
             "schedule": seconds,
-            "kwargs": {"time_limit_seconds": max(seconds - MARGIN_SECONDS, seconds / 2)},
-            "options": {"expires": seconds},
+            "kwargs": {
+                "time_limit_seconds": max(seconds - MARGIN_SECONDS, seconds / 2),
+                "interval_seconds": seconds,
+            },
         }
     }

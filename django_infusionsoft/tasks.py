@@ -37,7 +37,9 @@ def _notify_children(**kwargs: Any) -> None:
 
 @shared_task(bind=True, name="django_infusionsoft.tasks.refresh_due_credentials")
 def refresh_due_credentials(
-    self: Task[..., Any], time_limit_seconds: float | None = None
+    self: Task[..., Any],
+    time_limit_seconds: float | None = None,
+    interval_seconds: float = 0.0,
 ) -> dict[str, int]:
     """Refresh the due credentials and return the counts by outcome.
 
@@ -47,11 +49,14 @@ def refresh_due_credentials(
 
     :param time_limit_seconds: nothing is sent after this, or earlier if a time limit of the task
         requires it. By default 55 seconds.
+    :param interval_seconds: the interval of the schedule. If another run began less than half of
+        it ago, the message is an old one, and nothing is done.
     """
     asked = RUN_TIME_LIMIT_SECONDS if time_limit_seconds is None else time_limit_seconds
     with _stop_requested() as stop:
         run = Credential.objects.refresh_due(
             time_limit_seconds=min([asked, *_allowed_seconds(self)]),
+            pause_seconds=interval_seconds / 2,
             should_stop=lambda: stop() or bool(_is_shutting_down[0]),
         )
     return run.as_dict()

@@ -57,6 +57,7 @@ class Migration(migrations.Migration):
                     "id",
                     models.PositiveSmallIntegerField(default=1, primary_key=True, serialize=False),
                 ),
+                ("run_began_at", models.DateTimeField(null=True)),
                 ("run_seen_at", models.DateTimeField(null=True, verbose_name="last run recorded")),
                 ("run_ended_at", models.DateTimeField(null=True, verbose_name="last run ended")),
                 (
@@ -80,6 +81,10 @@ class Migration(migrations.Migration):
                 (
                     "run_worker",
                     models.CharField(blank=True, max_length=100, verbose_name="process"),
+                ),
+                (
+                    "clock_stepped_at",
+                    models.DateTimeField(null=True, verbose_name="clock stepped back"),
                 ),
                 ("mail_locked_until", models.DateTimeField(null=True)),
                 ("mailed_at", models.DateTimeField(null=True)),
@@ -443,6 +448,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="credential",
             index=models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
+        ),
+        migrations.AddIndex(
+            model_name="credential",
+            index=models.Index(fields=["lease_until"], name="infusionsoft_lease_until"),
         ),
         migrations.AddIndex(
             model_name="credential",

@@ -160,7 +160,7 @@ def _pending(alias: str, health: Health) -> PendingAlerts:
 
 def _overdue(alias: str, health: Health) -> dict[str, bool]:
     notified_at = health.worker_state.overdue_mailed_at if health.worker_state else None
-    is_pending = notified_at is None or notified_at < health.now - OVERDUE_PAUSE
+    is_pending = notified_at is None or not health.now - OVERDUE_PAUSE <= notified_at <= health.now
     return {
         "is_overdue": health.is_behind and is_pending and _has_had_time(alias, health),
         "is_up_to_date": notified_at is not None and not health.is_behind,

@@ -44,6 +44,8 @@ class HealthStatus(StrEnum):
     """Refreshes are overdue, or no run has been recorded for as long."""
 
 
+# How long it is reported that the database's clock has stepped back.
+CLOCK_STEP_SHOWN: Final = timedelta(days=1)
 EXIT_CODES: Final[Mapping[HealthStatus, int]] = {
     HealthStatus.OK: 0,
     HealthStatus.FAILING: 1,
@@ -101,7 +103,16 @@ class Health:
         if not self.alive:
             return False
         last_run_at = self.last_run_at
-        return last_run_at is None or self._seconds_since(last_run_at) > conf.OVERDUE_SECONDS
+        if last_run_at is None:
+            return True
+        # A time far ahead was recorded before the database's clock stepped back.
+        return abs((self.now - last_run_at).total_seconds()) > conf.OVERDUE_SECONDS
+
+    @property
+    def clock_stepped_at(self) -> datetime | None:
+        """When a time was found that lies further ahead than it can; ``None`` if that is old."""
+        found_at = self.worker_state.clock_stepped_at if self.worker_state else None
+        return found_at if found_at and found_at > self.now - CLOCK_STEP_SHOWN else None
 
     @property
     def is_behind(self) -> bool:
@@ -136,6 +147,7 @@ class Health:
             "due": self.due,
             "overdue_seconds": round(self.overdue_seconds),
             "last_run": self._last_run(),
+            "clock_stepped_at": iso_format(self.clock_stepped_at),
             "applications": {
                 reason.value: blocks[reason]
                 for reason in BlockReason

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 from django.utils.crypto import salted_hmac
 
 from django_infusionsoft import signals
@@ -73,6 +73,10 @@ def trip(alias: str, application: Application | None, error: InfusionsoftError) 
                 last_error=str(error),
                 tried_clients=_mark_of(application, block_reason),
                 since=DatabaseNow(),
+                # A time ahead is not of this block: the database's clock has stepped back.
+                notified_at=Case(
+                    When(notified_at__gt=DatabaseNow(), then=None), default=F("notified_at")
+                ),
                 probes=0,
                 probe_at=from_now(pause),
             )
@@ -185,7 +189,9 @@ def _claim_probe(alias: str, state: ApplicationState) -> bool:
     marks = state.tried_clients.split()
     row = _same_block(alias, state).filter(probes=state.probes)
     if state.block_reason not in ACTION_REQUIRED or mark in marks:
-        row = row.filter(probe_at__lte=DatabaseNow())
+        # Later than it can be: the database's clock has stepped back. A probe costs no grant.
+        longest = max(timing.MAX_PROBE_PAUSE_SECONDS, longest_call_seconds())
+        row = row.filter(Q(probe_at__lte=DatabaseNow()) | Q(probe_at__gt=from_now(2 * longest)))
     with own_transaction(alias):
         return bool(
             row.update(
@@ -212,7 +218,7 @@ def _keep_open(alias: str, state: ApplicationState, error: InfusionsoftError) ->
     if must_act or state.block_reason == BlockReason.MISCONFIGURED:
         columns |= {"block_reason": block_reason, "last_error": str(error)}
     # Not more often if machines with different clients make the block come and go.
-    is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS))
+    is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS), notified_at__lte=DatabaseNow())
     with own_transaction(alias):
         row = _same_block(alias, state)
         row.update(**columns)

@@ -1,5 +1,6 @@
 """Leases: the right to present a credential's refresh token, until a time of the database."""
 
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,15 +13,15 @@ from django.db import Error, connections
 from django.db.models import Case, F, Q, QuerySet, When
 
 from django_infusionsoft.choices import Reason, Status
-from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import DatabaseBusy, RefreshInProgress
 from django_infusionsoft.keap.transport import (
     lease_seconds,
     longest_answer_seconds,
     longest_call_seconds,
 )
+from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.refresh import breaker, rate_limit, spool
-from django_infusionsoft.storage.applications import blocked_keys
+from django_infusionsoft.storage.applications import blocked_keys, from_now
 from django_infusionsoft.storage.credentials import (
     NO_LEASE,
     CredentialRow,
@@ -36,6 +37,8 @@ from django_infusionsoft.storage.database import (
     persist,
 )
 from django_infusionsoft.storage.worker import process_name
+
+logger = logging.getLogger("django_infusionsoft")
 
 # Of one refresh token, unless a user forces more: the first attempt, and one repeat if it had no
 # answer.
@@ -108,11 +111,27 @@ def claim(
         if not _acquire(row.filter(lease_until__isnull=True), lease):
             abandoned = row.filter(lease_until__lte=DatabaseNow())
             ended = abandoned.values_list("lease_id", "lease_holder", "lease_is_used").first()
-            if ended is None or not _acquire(abandoned.filter(lease_id=ended[0]), lease):
+            if ended is None:
+                cut(row)
+                return None
+            if not _acquire(abandoned.filter(lease_id=ended[0]), lease):
                 return None
             holder = ended[1] if ended[2] else None
         ours = _held_by(lease, row_of(credential))
         return Claim(lease, ours[0], holder, force, due_at, user) if ours else None
+
+
+def cut(credentials: QuerySet[CredentialRow]) -> None:
+    """Cut leases that end later than they can to their full length from now.
+
+    The database's clock has stepped back since. They are not ignored: their holders may be
+    presenting the refresh tokens. Twice, because another machine may have other settings.
+    """
+    ends_at = from_now(lease_seconds())
+    too_long = credentials.filter(lease_until__gt=from_now(2 * lease_seconds()))
+    if count := too_long.update(lease_until=ends_at, refresh_at=ends_at):
+        logger.error("clock_stepped_back leases=%s", count)
+        heartbeat.record_clock_step(credentials.db)
 
 
 def claim_batch(due: QuerySet[CredentialRow], size: int) -> list[Claim]:
@@ -217,8 +236,7 @@ def _acquire_batch(due: QuerySet[CredentialRow], lease: Lease, size: int) -> tup
     """Return the free rows as they were before the claim, and how many were claimed."""
     free = due.filter(is_idle(), status=Status.CONNECTED)
     # A query of its own: as a subquery it would make the database sort all due rows.
-    ahead_seconds = rate_limit.AHEAD_SECONDS if conf.REFRESH_RATE else None
-    if blocked := blocked_keys(due.db, ahead_seconds=ahead_seconds):
+    if blocked := blocked_keys(due.db, reserved_for=rate_limit.wait_range()):
         free = free.exclude(application_key__in=blocked)
     urgent = free.order_by("refresh_at").values_list(
         "pk", "lease_is_used", "lease_holder", "refresh_at"

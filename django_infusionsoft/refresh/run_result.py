@@ -20,6 +20,8 @@ class Ended(StrEnum):
     TIME_LIMIT = "time_limit"
     STOP = "stop"
     """It was asked to stop."""
+    RECENT = "recent"
+    """Nothing was done, because another run began a moment ago."""
     KEAP = "keap"
     """All that is due belongs to blocked applications."""
 

@@ -14,13 +14,14 @@ from django.db.models import QuerySet
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.monitoring import alerts, heartbeat, history
-from django_infusionsoft.refresh import receivers
+from django_infusionsoft.refresh import clock, receivers
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.recovery import recover_all
 from django_infusionsoft.refresh.reporting import report_missing
 from django_infusionsoft.refresh.run_result import Ended, Run
 from django_infusionsoft.refresh.sweep import Sweep
 from django_infusionsoft.storage.credentials import CredentialRow
+from django_infusionsoft.storage.database import reconnect_if_lost
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -32,6 +33,7 @@ def refresh_due(
     due: QuerySet[CredentialRow],
     *,
     time_limit_seconds: float,
+    pause_seconds: float,
     should_stop: Callable[[], bool],
     on_progress: Callable[[Run], None],
 ) -> Run:
@@ -40,6 +42,11 @@ def refresh_due(
     The run leaves no lease behind, and waits for all answers. The signals are sent whenever it
     holds no lease.
     """
+    reconnect_if_lost(due.db)
+    if not clock.begin_run(due.model, due.db, pause_seconds=pause_seconds):
+        run = Run()
+        run.ended = Ended.RECENT
+        return run
     with receivers.deferred():
         return _refresh_due(due, time.monotonic() + time_limit_seconds, should_stop, on_progress)
 
@@ -51,7 +58,6 @@ def _refresh_due(
     on_progress: Callable[[Run], None],
 ) -> Run:
     run = Run()
-    heartbeat.record_heartbeat(due.db)
     for result in recover_all(due.model, due.db):
         run.count(result)
     report_missing(due.model, due.db)

@@ -24,7 +24,7 @@ from django_infusionsoft.storage.credentials import CredentialRow, alias_of
 from django_infusionsoft.storage.database import own_transaction
 
 # How many times the concurrency is claimed ahead: each claim takes three statements.
-PREFETCH: Final = 4
+PREFETCH: Final = rate_limit.CLAIMS_PER_THREAD - 1
 # How often a run checks whether it should stop.
 TICK_SECONDS: Final = 0.2
 HEARTBEAT_SECONDS: Final = 60.0

@@ -181,14 +181,15 @@ def is_told() -> Q:
     return Q(notified_at__gte=F("since"))
 
 
-def blocked_keys(alias: str, *, ahead_seconds: float | None) -> list[int]:
+def blocked_keys(alias: str, *, reserved_for: tuple[float, float] | None) -> list[int]:
     """Return the ``application_key`` of the applications whose credentials must not be claimed.
 
-    They are blocked, or have no free slot within ``ahead_seconds`` (``None``: no limit).
+    They are blocked, or all slots are taken for so many seconds (``None``: no limit).
     """
     is_blocked = ~Q(block_reason=BlockReason.NONE)
-    if ahead_seconds is not None:
-        is_blocked |= Q(reserved_until__gt=from_now(ahead_seconds))
+    if reserved_for is not None:
+        least, most = map(from_now, reserved_for)
+        is_blocked |= Q(reserved_until__gt=least, reserved_until__lte=most)
     return list(states(alias).filter(is_blocked).values_list("application_key", flat=True))
 
 

@@ -158,6 +158,7 @@ class CredentialRow(GuardedModel):
         ]
         indexes = [
             models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
+            models.Index(fields=["lease_until"], name="infusionsoft_lease_until"),
             models.Index(fields=["account"], name="infusionsoft_account"),
             # With all columns of a summary's counts, so that the rows need not be read.
             models.Index(

@@ -280,6 +280,16 @@ def limited_lock_waits(alias: str) -> Iterator[None]:
             _execute(connection, f"PRAGMA busy_timeout = {int(timeout * 1000)}")
 
 
+def reconnect_if_lost(alias: str) -> None:
+    """Close a connection that the server has closed, so that the next query opens another one.
+
+    In a thread of a site's own scheduler, Django closes none.
+    """
+    connection = connections[alias]
+    if connection.connection is not None and not connection.is_usable():
+        close_idle_connection(alias)
+
+
 def close_idle_connection(alias: str) -> None:
     """Close a connection that may be lost, unless it is in a transaction."""
     connection = connections[alias]

@@ -15,12 +15,14 @@ class WorkerState(models.Model):
     THE_ONE = 1
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=THE_ONE)
+    run_began_at = models.DateTimeField(null=True)
     run_seen_at = models.DateTimeField(_("last run recorded"), null=True)
     run_ended_at = models.DateTimeField(_("last run ended"), null=True)
     run_ended = models.CharField(_("why the last run ended"), max_length=20, blank=True)
     run_refreshed = models.PositiveIntegerField(_("refreshed by the last run"), default=0)
     run_failed = models.PositiveIntegerField(_("not refreshed by the last run"), default=0)
     run_worker = models.CharField(_("process"), max_length=100, blank=True)
+    clock_stepped_at = models.DateTimeField(_("clock stepped back"), null=True)
     # Until when one process may send a mail, when the last mail was sent, and when the last one
     # about overdue refreshes.
     mail_locked_until = models.DateTimeField(null=True)

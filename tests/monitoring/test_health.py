@@ -272,6 +272,7 @@ def test_as_dict_contains_counts_and_the_last_run(make: Make) -> None:
         },
         "due": 0,
         "overdue_seconds": 0,
+        "clock_stepped_at": None,
         "applications": {"rejected": 0, "unanswered": 0, "unavailable": 0, "misconfigured": 0},
     }
     assert set(last_run) == {

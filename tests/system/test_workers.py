@@ -49,15 +49,28 @@ def test_task_has_the_name_that_the_schedule_uses() -> None:
     assert entry["task"] == NAME
 
 
-def test_message_of_the_schedule_expires_before_the_next_one() -> None:
+def test_message_of_the_schedule_does_not_expire_by_the_clock_of_beat() -> None:
     (entry,) = beat_schedule(seconds=30).values()
-    assert (entry["schedule"], entry["options"]) == (30, {"expires": 30})
+    assert (entry["schedule"], entry.get("options")) == (30, None)
+
+
+def test_messages_that_have_piled_up_are_one_run(
+    connect: Callable[..., Credential], caplog: pytest.LogCaptureFixture
+) -> None:
+    from django_infusionsoft.tasks import refresh_due_credentials
+
+    caplog.set_level("INFO")
+    connect("ab123", seconds_left=-1)
+    (entry,) = beat_schedule().values()
+    for _ in range(5):
+        refresh_due_credentials.apply(kwargs=entry["kwargs"]).get()
+    assert caplog.text.count("run_finished refreshed=1") == caplog.text.count("run_finished") == 1
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(60, 55), (12, 7), (4, 2), (0.5, 0.25)])
 def test_run_of_the_schedule_ends_before_the_next_one(seconds: float, limit: float) -> None:
     (entry,) = beat_schedule(seconds=seconds).values()
-    assert entry["kwargs"] == {"time_limit_seconds": limit}
+    assert entry["kwargs"] == {"time_limit_seconds": limit, "interval_seconds": seconds}
 
 
 def test_task_returns_the_counts(expired: Credential) -> None:
@@ -241,22 +254,6 @@ def test_run_ends_before_a_hard_time_limit(
     send("it", **options)
     wait_for(is_logged(log, "succeeded", "it"))
     assert_run_was_clean(sandbox)
-
-
-def test_expired_message_is_dropped_when_its_worker_was_not_running(
-    sandbox: Sandbox,
-    connect: Callable[..., Credential],
-    worker: StartWorker,
-    send: Callable[..., None],
-    log: Callable[..., str],
-) -> None:
-    connect(seconds_left=-1)
-    send("late", expires=timezone.now() - timedelta(seconds=1))
-    send("in time", expires=60)
-    worker("one")
-    wait_for(is_logged(log, "succeeded", "in time"))
-    assert not is_logged(log, "succeeded", "late")()
-    assert len(sandbox.token_requests) == 1
 
 
 def test_each_account_is_refreshed_once_when_two_runs_overlap(

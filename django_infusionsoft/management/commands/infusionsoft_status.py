@@ -105,6 +105,9 @@ def _summary(health: Health) -> Iterator[str]:
     overdue = f", the oldest for {round(health.overdue_seconds)} seconds" if health.due else ""
     yield f"due now: {health.due}{overdue}"
     yield f"last run recorded: {_when(health.last_run_at, health.now)}"
+    if health.clock_stepped_at:
+        found = _when(health.clock_stepped_at, health.now)
+        yield f"the database's clock has stepped back: found {found}"
     for state in health.blocked_applications:
         since = _when(state.since, health.now)
         reason = state.get_block_reason_display()
