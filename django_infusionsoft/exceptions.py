@@ -63,5 +63,9 @@ class SpoolError(ConfigurationError):
     """The spool holds a reply of Keap's that this process cannot read; it is kept."""
 
 
+class ReplacedRecently(TemporarilyUnavailable):
+    """The API rejected an access token, and a new one was issued or requested shortly before."""
+
+
 class DatabaseBusy(TemporarilyUnavailable):
     """The refresh could not be recorded beforehand, so nothing was sent to Keap."""

@@ -255,6 +255,9 @@ class Credential(CredentialRow):
 
         Take it from the row if another process has refreshed meanwhile; otherwise refresh once.
 
+        :raises ReplacedRecently: it was refreshed less than a minute ago. If the API rejects new
+            access tokens too, this time doubles each time, up to an hour. ``retry_after`` says
+            how many seconds are left.
         :raises InfusionsoftError: as ``get_access_token()``.
         """
         return single.replace_access_token(self, rejected)

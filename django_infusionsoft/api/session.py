@@ -8,6 +8,7 @@ from requests.auth import AuthBase
 from requests.utils import rewind_body
 
 from django_infusionsoft.conf import conf
+from django_infusionsoft.exceptions import ReplacedRecently
 from django_infusionsoft.keap.urls import resolve
 from django_infusionsoft.refresh import single
 from django_infusionsoft.storage.credentials import CredentialRow
@@ -22,7 +23,7 @@ class BearerAuth(AuthBase):
     A 401 does not mean that the grant has ended (keap-facts 7). The row is read again, the token
     pair (access and refresh token) is refreshed at most once, and the request is repeated once,
     unless its body cannot be sent twice. If Keap rejects the new access token too, the 401 has
-    another cause, and later requests with this access token cause no refresh.
+    another cause: it is returned, and for a while causes no refresh.
 
     :param survives_401: if false, a 401 is returned as it is.
     """
@@ -30,20 +31,19 @@ class BearerAuth(AuthBase):
     def __init__(self, credential: CredentialRow, *, survives_401: bool = True) -> None:
         self._credential = credential
         self._survives_401 = survives_401
-        self._rejected_when_new = ""
         # The header of the last request, and the encrypted access token that it was made from.
         self._sealed: object = UNKNOWN
         self._bearer = ""
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        bearer = r.headers["Authorization"] = self._current()
-        if self._survives_401 and bearer != self._rejected_when_new:
+        r.headers["Authorization"] = self._current()
+        if self._survives_401:
             r.hooks["response"].append(self._repeat_after_401)
         return r
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle must contain no secret in plain text.
-        return {**self.__dict__, "_sealed": UNKNOWN, "_bearer": "", "_rejected_when_new": ""}
+        return {**self.__dict__, "_sealed": UNKNOWN, "_bearer": ""}
 
     def _current(self) -> str:
         credential = self._credential
@@ -67,17 +67,20 @@ class BearerAuth(AuthBase):
             return response
         response.content  # noqa: B018  # the connection can be reused once the body is read
         response.close()
-        access_token = single.replace_access_token(self._credential, rejected.removeprefix(BEARER))
+        try:
+            access_token = single.replace_access_token(
+                self._credential, rejected.removeprefix(BEARER)
+            )
+        except ReplacedRecently:
+            return response
         if not _can_repeat(request):
             return response  # the caller can repeat it, with the new access token
         again = request.copy()
-        bearer = again.headers["Authorization"] = f"{BEARER}{access_token}"
+        again.headers["Authorization"] = f"{BEARER}{access_token}"
         if _is_stream(again.body):
             rewind_body(again)
         repeated = response.connection.send(again, **kwargs)
         repeated.history.append(response)
-        if repeated.status_code == 401:
-            self._rejected_when_new = bearer
         return repeated
 
 

@@ -207,6 +207,7 @@ class Migration(migrations.Migration):
                     "last_error",
                     models.TextField(blank=True, editable=False, verbose_name="last error"),
                 ),
+                ("api_rejections", models.PositiveIntegerField(default=0, editable=False)),
                 ("failing_since", models.DateTimeField(editable=False, null=True)),
                 (
                     "failed_outcome",

@@ -76,6 +76,8 @@ class Claim:
     force: bool = False
     due_at: datetime | None = None
     """When it was due, or would have been; ``None`` if unknown."""
+    after_401: bool = False
+    """Whether it replaces an access token that the API has rejected."""
     user: AbstractBaseUser | None = None
     """The user who asked for it, for the history."""
 
@@ -90,6 +92,7 @@ def claim(
     *,
     seen: int | None = None,
     force: bool = False,
+    after_401: bool = False,
     user: AbstractBaseUser | None = None,
 ) -> Claim | None:
     """Take the lease if the generation is the one seen, no lease is alive, and the application is
@@ -97,6 +100,7 @@ def claim(
 
     :param seen: that generation, if threads share the instance, so that its own may have changed.
     :param force: whether to claim even after two attempts without an answer.
+    :param after_401: whether the API has rejected the access token.
     :param user: the user who asked for it, for the history.
     """
     alias, lease = alias_of(credential), _new_lease()
@@ -118,7 +122,7 @@ def claim(
                 return None
             holder = ended[1] if ended[2] else None
         ours = _held_by(lease, row_of(credential))
-        return Claim(lease, ours[0], holder, force, due_at, user) if ours else None
+        return Claim(lease, ours[0], holder, force, due_at, after_401, user) if ours else None
 
 
 def cut(credentials: QuerySet[CredentialRow]) -> None:

@@ -51,6 +51,7 @@ class Attempt:
     """From the settings, read before the request: after the reply nothing may fail."""
     lease_id: str = ""
     due_at: datetime | None = None
+    after_401: bool = False
     fingerprint: str = ""
     """Of the refresh token presented; empty if none was."""
     seconds: float | None = None
@@ -116,6 +117,7 @@ def _attempt(claim: Claim) -> partial[Attempt]:
         claim.credential.generation,
         lease_id=claim.lease.id,
         due_at=claim.due_at,
+        after_401=claim.after_401,
         user=claim.user,
     )
 

@@ -7,9 +7,10 @@ stored first (``leases``), and one attempt presents it once (``sending``).
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -24,11 +25,12 @@ from django_infusionsoft.exceptions import (
     InfusionsoftError,
     ReauthorizationRequired,
     RefreshInProgress,
+    ReplacedRecently,
     TemporarilyUnavailable,
 )
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.history import Entry, record_all
-from django_infusionsoft.refresh import breaker, receivers
+from django_infusionsoft.refresh import breaker, receivers, timing
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import Claim, claim
 from django_infusionsoft.refresh.recovery import recover, reload_and_release
@@ -51,16 +53,31 @@ _ends: Final[WeakValueDictionary[tuple[str, int], threading.Event]] = WeakValueD
 
 
 def refresh(
-    credential: CredentialRow, *, force: bool = False, user: AbstractBaseUser | None = None
+    credential: CredentialRow,
+    *,
+    force: bool = False,
+    after_401: bool = False,
+    user: AbstractBaseUser | None = None,
 ) -> None:
     """See ``Credential.refresh()``.
 
     :param force: whether to present the refresh token even after two attempts without an answer.
+    :param after_401: whether the API has rejected the access token.
     """
     seen = credential.generation
+    claim_now = partial(claim, credential, seen=seen, force=force, after_401=after_401, user=user)
+
+    def claim_later(*, has_waited: bool) -> Claim | None:
+        if after_401 and has_waited:  # in vain: the next call tries again
+            raise ReplacedRecently(
+                f"Another process failed to replace the access token of {credential}.",
+                retry_after=timing.replacement_pause(0),
+            )
+        breaker.require_closed(alias_of(credential), credential.application)
+        return claim_now()
+
     with _own_connection(credential):
-        claimed = claim(credential, seen=seen, force=force, user=user)
-        claimed = claimed or _wait_for_other(credential, seen, force=force, user=user)
+        claimed = claim_now() or _wait_for_other(credential, seen, claim_later, force=force)
         if claimed is not None:
             _carry_out(credential, claimed)
     if credential.status == Status.DISCONNECTED:  # by a user, during the refresh
@@ -93,9 +110,11 @@ def get_access_token(credential: CredentialRow) -> str:
 def replace_access_token(credential: CredentialRow, rejected: str) -> str:
     """See ``Credential.replace_access_token()``."""
     with _own_connection(credential):
-        reload(credential)
+        leased = reload(credential)
         if credential.access_token in (rejected, ""):  # or disconnected
-            refresh(credential)
+            if not leased:
+                _require_replaceable(credential)
+            refresh(credential, after_401=True)
     return credential.access_token
 
 
@@ -173,8 +192,30 @@ def _seconds_to_wait(credential: CredentialRow) -> float:
     return max(0.0, (credential.refresh_at - credential.now).total_seconds())
 
 
+def _require_replaceable(credential: CredentialRow) -> None:
+    """Raise ``ReplacedRecently`` if it is too early to replace a rejected access token.
+
+    The API may reject every access token: because of a missing permission, or a wrong URL.
+    """
+    if credential.status != Status.CONNECTED:
+        return
+    age = (credential.now - credential.issued_at).total_seconds()
+    pause = timing.replacement_pause(credential.api_rejections) - age
+    is_from_refresh = credential.issued_at != credential.connected_at
+    if is_from_refresh and age >= 0 and pause > 0:  # age < 0: a clock was wrong
+        raise ReplacedRecently(
+            f"Keap's API rejected the access token of {credential}, which was refreshed shortly "
+            f"before: the cause must be another one.",
+            retry_after=pause,
+        )
+
+
 def _wait_for_other(
-    credential: CredentialRow, seen: int, *, force: bool, user: AbstractBaseUser | None
+    credential: CredentialRow,
+    seen: int,
+    claim_later: Callable[..., Claim | None],
+    *,
+    force: bool,
 ) -> Claim | None:
     """Wait until another process or thread has refreshed the generation that was seen.
 
@@ -192,8 +233,7 @@ def _wait_for_other(
         if not leased:
             if failures is not None and credential.failures > failures:
                 _require_retry_is_due(credential)
-            breaker.require_closed(alias_of(credential), credential.application)
-            if claimed := claim(credential, seen=seen, force=force, user=user):
+            if claimed := claim_later(has_waited=failures is not None):
                 return claimed
         failures = credential.failures if failures is None else failures
         close_own_connection(alias_of(credential))

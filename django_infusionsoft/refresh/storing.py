@@ -142,6 +142,8 @@ def _store(
     columns = columns_for(pair, seed=str(credential), plan=attempt.plan, now=credential.now)
     columns["generation"] = attempt.generation + 1
     columns["presented_fingerprint"] = attempt.fingerprint
+    if attempt.after_401:
+        columns["api_rejections"] = credential.api_rejections + 1
 
     def write() -> int:
         same = {"id": credential.pk, "generation": attempt.generation}
@@ -181,6 +183,7 @@ def columns_for(
         "issued_at": now,
         "expires_at": now + timedelta(seconds=seconds_left),
         "refresh_at": now + timedelta(seconds=delay),
+        "api_rejections": 0,
     }
     if pair.refresh_token is not None:
         columns["refresh_token"] = seal(pair.refresh_token)
@@ -220,18 +223,9 @@ def _schedule_retry(
     attempt: Attempt, error: InfusionsoftError, retry_delays: Iterator[float] | None
 ) -> AttemptResult:
     """Keep the token pair, release the lease, and set the time of the next attempt."""
-    credential, pause, outcome = attempt.credential, None, outcome_of(error)
-    columns = _uncertainty(error)
+    credential, outcome = attempt.credential, outcome_of(error)
     is_failure = outcome != Outcome.MISCONFIGURED and not isinstance(error, RefreshInProgress)
-    if is_failure:
-        pause = timing.backoff(credential.failures + 1, seed=str(credential))
-        if isinstance(error, TemporarilyUnavailable):
-            pause = max(pause, error.retry_after or 0.0)
-        columns |= {"failures": F("failures") + 1, **_failure(outcome, error)}
-    elif isinstance(error, RefreshInProgress):  # too little was left of the lease
-        pause = timing.backoff(1, seed="")
-    elif not isinstance(error, ClientRejected):  # which the breaker reports
-        columns |= _failure(outcome, error)
+    columns, pause = _consequences(attempt, outcome, error, is_failure=is_failure)
     # Before the lease is released, so that no other worker sends a request in between.
     if not _report_to_breaker(attempt, error):
         pause = timing.backoff(1, seed=str(credential))
@@ -245,6 +239,25 @@ def _schedule_retry(
         logger.log(level, "%s credential=%s error=%s", outcome.value, credential.pk, quoted(error))
         return AttemptResult(attempt, outcome, error)
     return AttemptResult(attempt, outcome, error, EventKind.REFRESH_FAILED)
+
+
+def _consequences(
+    attempt: Attempt, outcome: Outcome, error: InfusionsoftError, *, is_failure: bool
+) -> tuple[dict[str, Any], float | None]:
+    """Return the columns to write, and the pause in seconds (``None``: due as before)."""
+    columns, credential = _uncertainty(error), attempt.credential
+    if attempt.after_401 and outcome == Outcome.UNAVAILABLE and not columns:
+        # The account was not due: its next regular refresh stays as it was.
+        return {}, None
+    if is_failure:
+        pause = timing.backoff(credential.failures + 1, seed=str(credential))
+        if isinstance(error, TemporarilyUnavailable):
+            pause = max(pause, error.retry_after or 0.0)
+        return {**columns, "failures": F("failures") + 1, **_failure(outcome, error)}, pause
+    if isinstance(error, RefreshInProgress):  # too little was left of the lease
+        return columns, timing.backoff(1, seed="")
+    # The breaker reports a rejected client.
+    return {} if isinstance(error, ClientRejected) else _failure(outcome, error), None
 
 
 def _failure(outcome: Outcome, error: InfusionsoftError) -> dict[str, Any]:

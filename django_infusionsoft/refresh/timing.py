@@ -17,6 +17,8 @@ MIN_BACKOFF_SECONDS: Final = 120.0
 MAX_BACKOFF_SECONDS: Final = 3600.0
 # Including the jitter.
 MAX_PAUSE_SECONDS: Final = 1.25 * MAX_BACKOFF_SECONDS
+# Between two replacements of an access token that the API rejects.
+MIN_REPLACEMENT_PAUSE_SECONDS: Final = 60.0
 MIN_PROBE_PAUSE_SECONDS: Final = 15.0
 MAX_PROBE_PAUSE_SECONDS: Final = 600.0
 # While Keap is down, and every account waits for it.
@@ -62,6 +64,12 @@ def backoff(failures: int, *, seed: str) -> float:
     """Return the pause in seconds after this many failures in a row: 2 minutes, 4, … 1 hour."""
     pause = min(MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10), MAX_BACKOFF_SECONDS)
     return pause * (0.75 + 0.5 * jitter(f"{seed}:{failures}"))
+
+
+def replacement_pause(rejections: int) -> float:
+    """Return the pause in seconds after this many replacements in a row: 1 minute, 2, … 1 hour."""
+    pause = MIN_REPLACEMENT_PAUSE_SECONDS * 2.0 ** min(max(rejections - 1, 0), 10)
+    return min(pause, MAX_BACKOFF_SECONDS)
 
 
 def probe_pause(probes: int, *, longest: float = MAX_PROBE_PAUSE_SECONDS) -> float:

@@ -31,6 +31,7 @@ SHARED_FIELDS: Final = (
     "refresh_token",
     "expires_at",
     "issued_at",
+    "connected_at",
     "generation",
     "status",
     "reason",
@@ -41,6 +42,7 @@ SHARED_FIELDS: Final = (
     "failing_since",
     "failed_outcome",
     "refresh_at",
+    "api_rejections",
 )
 _applying = threading.Lock()
 # The columns of a row without a lease.
@@ -128,6 +130,8 @@ class CredentialRow(GuardedModel):
     failed_outcome = models.CharField(
         max_length=20, choices=Outcome.choices, blank=True, editable=False
     )
+    # How many times in a row the access token was replaced because the API had rejected it.
+    api_rejections = models.PositiveIntegerField(default=0, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
     lease_id = models.CharField(max_length=32, blank=True, editable=False)
     lease_holder = models.CharField(max_length=100, blank=True, editable=False)
