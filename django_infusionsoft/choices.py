@@ -41,6 +41,10 @@ class Reason(TextChoices):
     UNANSWERED = "unanswered", _("two attempts received no reply")
 
 
+# A user may have the refresh token presented again: the rejection may have been an error.
+DOUBTFUL: Final = (Reason.REVOKED, Reason.USED_ELSEWHERE)
+
+
 class EventKind(TextChoices):
     """The kind of an event in a credential's history."""
 

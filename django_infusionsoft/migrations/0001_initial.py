@@ -207,6 +207,7 @@ class Migration(migrations.Migration):
                     "last_error",
                     models.TextField(blank=True, editable=False, verbose_name="last error"),
                 ),
+                ("presented_again_at", models.DateTimeField(editable=False, null=True)),
                 ("api_rejections", models.PositiveIntegerField(default=0, editable=False)),
                 ("failing_since", models.DateTimeField(editable=False, null=True)),
                 (

@@ -12,7 +12,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, connections
 from django.db.models import Case, F, Q, QuerySet, When
 
-from django_infusionsoft.choices import Reason, Status
+from django_infusionsoft.choices import DOUBTFUL, Reason, Status
 from django_infusionsoft.exceptions import DatabaseBusy, RefreshInProgress
 from django_infusionsoft.keap.transport import (
     lease_seconds,
@@ -43,6 +43,8 @@ logger = logging.getLogger("django_infusionsoft")
 # Of one refresh token, unless a user forces more: the first attempt, and one repeat if it had no
 # answer.
 MAX_PRESENTATIONS: Final = 2
+# How often a user may have a rejected refresh token presented again.
+AGAIN_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Claim:
     abandoned_by: str | None = None
     """The process whose lease expired: it never recorded the outcome of its attempt."""
     force: bool = False
+    again: bool = False
+    """Whether Keap has rejected the refresh token before: status and reason stay as they are."""
     due_at: datetime | None = None
     """When it was due, or would have been; ``None`` if unknown."""
     after_401: bool = False
@@ -99,30 +103,54 @@ def claim(
     not blocked.
 
     :param seen: that generation, if threads share the instance, so that its own may have changed.
-    :param force: whether to claim even after two attempts without an answer.
+    :param force: whether to claim even after two attempts without an answer, or after a rejection.
     :param after_401: whether the API has rejected the access token.
     :param user: the user who asked for it, for the history.
     """
     alias, lease = alias_of(credential), _new_lease()
     due_at = credential.__dict__.get("refresh_at")
-    is_claimable = Q(status=Status.CONNECTED)
-    if force:
-        is_claimable |= Q(status=Status.REAUTHORIZATION_REQUIRED, reason=Reason.UNANSWERED)
+    again = force and credential.is_presented_again
     with own_transaction(alias):
+        is_claimable = _is_claimable(force=force, again=again)
         row = row_of(credential).filter(is_claimable, ~breaker.is_open(alias))
         row = row.filter(generation=credential.generation if seen is None else seen)
         holder = None
-        if not _acquire(row.filter(lease_until__isnull=True), lease):
+        if not _acquire(row.filter(lease_until__isnull=True), lease, again=again):
             abandoned = row.filter(lease_until__lte=DatabaseNow())
             ended = abandoned.values_list("lease_id", "lease_holder", "lease_is_used").first()
             if ended is None:
                 cut(row)
                 return None
-            if not _acquire(abandoned.filter(lease_id=ended[0]), lease):
+            if not _acquire(abandoned.filter(lease_id=ended[0]), lease, again=again):
                 return None
             holder = ended[1] if ended[2] else None
         ours = _held_by(lease, row_of(credential))
-        return Claim(lease, ours[0], holder, force, due_at, after_401, user) if ours else None
+        if not ours:
+            return None
+        return Claim(
+            lease,
+            ours[0],
+            holder,
+            force=force,
+            again=again,
+            due_at=due_at,
+            after_401=after_401,
+            user=user,
+        )
+
+
+def _is_claimable(*, force: bool, again: bool) -> Q:
+    if again:
+        long_ago = from_now(-AGAIN_SECONDS)
+        # Not from the future: a clock was wrong.
+        is_recent = Q(presented_again_at__gt=long_ago, presented_again_at__lte=DatabaseNow())
+        return (Q(presented_again_at__isnull=True) | ~is_recent) & Q(
+            status=Status.REAUTHORIZATION_REQUIRED, reason__in=DOUBTFUL
+        )
+    is_claimable = Q(status=Status.CONNECTED)
+    if force:
+        is_claimable |= Q(status=Status.REAUTHORIZATION_REQUIRED, reason=Reason.UNANSWERED)
+    return is_claimable
 
 
 def cut(credentials: QuerySet[CredentialRow]) -> None:
@@ -259,19 +287,22 @@ def _rows(due: QuerySet[CredentialRow], found: list[Any]) -> QuerySet[Credential
     return due.model._base_manager.using(due.db).filter(pk__in=[pk for pk, *_ in found])
 
 
-def _acquire(free: QuerySet[CredentialRow], lease: Lease, *, is_used: bool = True) -> int:
+def _acquire(
+    free: QuerySet[CredentialRow], lease: Lease, *, is_used: bool = True, again: bool = False
+) -> int:
     ends_at = DatabaseNow() + timedelta(seconds=lease_seconds())
+    # Due again when the lease expires, if this process dies.
+    state = {"status": Status.CONNECTED, "reason": "", "refresh_at": ends_at}
+    if again:
+        state = {"presented_again_at": DatabaseNow()}
     return free.update(
         # An expired lease: its holder died, perhaps after sending the request. The first
         # assignment, because MariaDB evaluates them in order, with the new values.
         unanswered_attempts=F("unanswered_attempts")
         + Case(When(lease_is_used=True, then=1), default=0),
-        status=Status.CONNECTED,
-        reason="",
         lease_id=lease.id,
         lease_holder=process_name(),
         lease_is_used=is_used,
         lease_until=ends_at,
-        # Due again when the lease expires, if this process dies.
-        refresh_at=ends_at,
+        **state,
     )

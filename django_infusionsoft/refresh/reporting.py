@@ -128,7 +128,7 @@ def _send_signal(result: AttemptResult, credential: CredentialRow) -> None:
                 credential=credential,
                 reason=credential.reason,
             )
-        case EventKind.REFRESH_FAILED:
+        case EventKind.REFRESH_FAILED if result.outcome != Outcome.REJECTED:
             receivers.send(
                 signals.refresh_failed,
                 sender=sender,

@@ -52,6 +52,7 @@ class Attempt:
     lease_id: str = ""
     due_at: datetime | None = None
     after_401: bool = False
+    again: bool = False
     fingerprint: str = ""
     """Of the refresh token presented; empty if none was."""
     seconds: float | None = None
@@ -118,6 +119,7 @@ def _attempt(claim: Claim) -> partial[Attempt]:
         lease_id=claim.lease.id,
         due_at=claim.due_at,
         after_401=claim.after_401,
+        again=claim.again,
         user=claim.user,
     )
 
@@ -177,7 +179,7 @@ def _diagnose_rejection(claim: Claim, error: GrantRejected) -> GrantRejected:
     A revoked grant invalidates its access token; a refresh does not.
     """
     credential = claim.credential
-    is_first = not credential.failures and not credential.unanswered_attempts
+    is_first = not (claim.again or credential.failures or credential.unanswered_attempts)
     has_time = time.monotonic() + CHECK_SECONDS < claim.lease.ends_at
     if error.reason or not is_first or not has_time or not credential.has_valid_access_token:
         return error

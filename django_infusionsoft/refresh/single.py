@@ -32,7 +32,7 @@ from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.history import Entry, record_all
 from django_infusionsoft.refresh import breaker, receivers, timing
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
-from django_infusionsoft.refresh.leases import Claim, claim
+from django_infusionsoft.refresh.leases import AGAIN_SECONDS, Claim, claim
 from django_infusionsoft.refresh.recovery import recover, reload_and_release
 from django_infusionsoft.refresh.reporting import report_previous
 from django_infusionsoft.refresh.storing import AttemptResult, reauthorization_error
@@ -74,7 +74,10 @@ def refresh(
                 retry_after=timing.replacement_pause(0),
             )
         breaker.require_closed(alias_of(credential), credential.application)
-        return claim_now()
+        claimed = claim_now()
+        if claimed is None and force:
+            _require_again_is_due(credential)
+        return claimed
 
     with _own_connection(credential):
         claimed = claim_now() or _wait_for_other(credential, seen, claim_later, force=force)
@@ -208,6 +211,15 @@ def _require_replaceable(credential: CredentialRow) -> None:
             f"before: the cause must be another one.",
             retry_after=pause,
         )
+
+
+def _require_again_is_due(credential: CredentialRow) -> None:
+    """Raise an error if Keap has just rejected the refresh token again."""
+    last = credential.presented_again_at
+    if last is None or not credential.is_presented_again:
+        return
+    if 0 <= (credential.now - last).total_seconds() < AGAIN_SECONDS:
+        raise reauthorization_error(credential)
 
 
 def _wait_for_other(

@@ -107,6 +107,8 @@ def _record(attempt: Attempt, retry_delays: Iterator[float] | None) -> AttemptRe
         match attempt.reply:
             case spool.SpooledPair() as spooled:
                 return _store(attempt, spooled, retry_delays)
+            case InfusionsoftError() as error if attempt.again:
+                return _keep_rejected(attempt, error, retry_delays)
             case ReauthorizationRequired() as error:
                 return _mark_rejected(attempt, error, retry_delays)
             case InfusionsoftError() as error:
@@ -217,6 +219,19 @@ def _mark_rejected(
     apply_columns(credential, {**columns, "generation": attempt.generation})
     kind = EventKind.REAUTHORIZATION_REQUIRED
     return AttemptResult(attempt, Outcome.REJECTED, reauthorization_error(credential), kind)
+
+
+def _keep_rejected(
+    attempt: Attempt, error: InfusionsoftError, retry_delays: Iterator[float] | None
+) -> AttemptResult:
+    """Record that a user had a rejected refresh token presented again, in vain."""
+    _report_to_breaker(attempt, error)
+    columns = {**_uncertainty(error), "last_error": str(error)}
+    if not _write(attempt, error, retry_delays, **columns):
+        return _superseded(attempt)
+    if isinstance(error, ReauthorizationRequired):
+        error = reauthorization_error(attempt.credential)
+    return AttemptResult(attempt, outcome_of(error), error, EventKind.REFRESH_FAILED)
 
 
 def _schedule_retry(

@@ -15,7 +15,14 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_infusionsoft.choices import NEEDS_OPERATOR, Condition, Outcome, Reason, Status
+from django_infusionsoft.choices import (
+    DOUBTFUL,
+    NEEDS_OPERATOR,
+    Condition,
+    Outcome,
+    Reason,
+    Status,
+)
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ReauthorizationRequired
 from django_infusionsoft.fields import EncryptedTextField
@@ -43,6 +50,7 @@ SHARED_FIELDS: Final = (
     "failed_outcome",
     "refresh_at",
     "api_rejections",
+    "presented_again_at",
 )
 _applying = threading.Lock()
 # The columns of a row without a lease.
@@ -132,6 +140,8 @@ class CredentialRow(GuardedModel):
     )
     # How many times in a row the access token was replaced because the API had rejected it.
     api_rejections = models.PositiveIntegerField(default=0, editable=False)
+    # When a user last had a rejected refresh token presented again.
+    presented_again_at = models.DateTimeField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
     lease_id = models.CharField(max_length=32, blank=True, editable=False)
     lease_holder = models.CharField(max_length=100, blank=True, editable=False)
@@ -224,9 +234,14 @@ class CredentialRow(GuardedModel):
     @property
     def may_be_refreshed(self) -> bool:
         """Whether ``refresh()`` presents the refresh token, even after two attempts without an
-        answer.
+        answer, or after a rejection.
         """
-        return self.status == Status.CONNECTED or self.reason == Reason.UNANSWERED
+        return self.status == Status.CONNECTED or self.reason in (Reason.UNANSWERED, *DOUBTFUL)
+
+    @property
+    def is_presented_again(self) -> bool:
+        """Whether ``refresh()`` presents a refresh token that Keap has rejected."""
+        return self.status == Status.REAUTHORIZATION_REQUIRED and self.reason in DOUBTFUL
 
     @property
     def now(self) -> datetime:

@@ -461,7 +461,7 @@ def test_rejected_action_has_no_link_without_the_connect_permission(
 
 
 def test_page_has_no_refresh_button_when_the_account_must_be_reconnected(operator: Client) -> None:
-    html = page(operator, change_url(account(**LOST)))
+    html = page(operator, change_url(account(**{**LOST, "reason": "expired"})))
     assert "Refresh now" not in html
     assert "Test connection" not in html
     assert ">Reconnect</a>" in html

@@ -376,13 +376,14 @@ def test_access_token_is_returned_until_it_expires_when_the_grant_is_rejected(
 
 
 def test_refresh_token_is_not_presented_again_when_the_grant_is_rejected(
-    sandbox: Sandbox, credential: Credential
+    sandbox: Sandbox, expired: Credential
 ) -> None:
+    """Unless a user asks for it."""
     sandbox.revoke("ab123")
     for _ in range(3):
         with pytest.raises(ReauthorizationRequired):
-            row(credential).refresh()
-    assert sandbox.presentations(credential.refresh_token) == 1
+            row(expired).get_access_token()
+    assert sandbox.presentations(expired.refresh_token) == 1
 
 
 def test_reason_is_expired_when_keap_says_so(sandbox: Sandbox, credential: Credential) -> None:
