@@ -186,14 +186,23 @@ class CredentialManager(models.Manager["Credential"]):
         application: Application | None,
         user: AbstractBaseUser | None = None,
         expected: Credential | None = None,
+        may_connect: grants.MayConnect | None = None,
     ) -> Credential:
         """Store a token pair that a user has just authorized, in the row of its account.
 
         :param expected: the credential to reconnect. The pair is stored in its row only if both
             are of the same account, or neither's account is known.
+        :param may_connect: called before, with the account's credential or ``None``, whose row is
+            locked meanwhile.
+        :raises NotAllowed: it returned false. Nothing is stored.
         """
         return grants.store(
-            self.model, pair, application=application, user=user, expected=expected
+            self.model,
+            pair,
+            application=application,
+            user=user,
+            expected=expected,
+            may_connect=may_connect,
         )
 
     @alters_data

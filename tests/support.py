@@ -71,7 +71,10 @@ def end_leases() -> None:
 
 @contextmanager
 def failing_updates(
-    *messages: str, written: bool = False, when: Callable[[], bool] = lambda: True
+    *messages: str,
+    written: bool = False,
+    when: Callable[[], bool] = lambda: True,
+    statement: str = "UPDATE",
 ) -> Iterator[list[str]]:
     """Let the next ``UPDATE`` of a credential fail for each message, as a lost connection does.
 
@@ -82,7 +85,7 @@ def failing_updates(
     left = list(messages)
 
     def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        is_ours = sql.startswith("UPDATE") and "django_infusionsoft_credential" in sql
+        is_ours = sql.startswith(statement) and "django_infusionsoft_credential" in sql
         if not (is_ours and left and when()):
             return execute(sql, params, many, context)
         if written:

@@ -1,13 +1,15 @@
 """Tests whether Keap's API accepts an account's access token, with one call as a site makes it."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import requests
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.db import Error
 
 from django_infusionsoft.api.session import CredentialSession
-from django_infusionsoft.choices import EventKind, Outcome
+from django_infusionsoft.choices import EventKind, Outcome, Status
 from django_infusionsoft.connect.profiles import TIMEOUT_SECONDS, Profile, profile_in
 from django_infusionsoft.exceptions import InfusionsoftError, TemporarilyUnavailable
 from django_infusionsoft.keap.userinfo import USER_PATH
@@ -60,6 +62,21 @@ def test(credential: CredentialRow, *, user: AbstractBaseUser | None) -> Answer:
         detail=f"Keap's API responded with HTTP {answer.status_code}.",
     )
     return answer
+
+
+def recheck(credential: CredentialRow, *, user: AbstractBaseUser | None) -> None:
+    """Find out whether a connected grant still works; if it does not, the history says so.
+
+    Keap may end a grant when the account is authorized again.
+    """
+    generation = credential.generation
+    if credential.status != Status.CONNECTED:
+        return
+    with suppress(InfusionsoftError, Error):
+        answer = test(credential, user=user)
+        # Unless the test has refreshed it, only a refresh shows whether the grant has ended.
+        if answer.status_code == 401 and credential.generation == generation:
+            single.refresh(credential, user=user)
 
 
 def _ask(credential: CredentialRow) -> Answer:

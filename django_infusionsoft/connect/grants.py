@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from django_infusionsoft import signals
 from django_infusionsoft.choices import EventKind, Status
+from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.fields import seal
 from django_infusionsoft.keap.oauth import TokenPair, normalize_account
 from django_infusionsoft.monitoring import history
@@ -28,6 +29,16 @@ from django_infusionsoft.storage.credentials import (
     row_of,
 )
 from django_infusionsoft.storage.database import DatabaseNow, persist
+
+MayConnect = Callable[[CredentialRow | None], bool]
+
+
+class NotAllowed(InfusionsoftError):
+    """The user may not connect this account. ``existing`` is the credential that it has."""
+
+    def __init__(self, existing: CredentialRow | None) -> None:
+        super().__init__("The user may not connect this account.")
+        self.existing = existing
 
 
 def imported_pair(
@@ -61,18 +72,25 @@ def store(
     user: AbstractBaseUser | None = None,
     expected: CredentialRow | None = None,
     imported: bool = False,
+    may_connect: MayConnect | None = None,
 ) -> Row:
-    """Store the token pair in its account's row, report it, and return the credential."""
+    """Store the token pair in its account's row, report it, and return the credential.
+
+    :raises NotAllowed: ``may_connect`` returned false. Nothing is stored.
+    """
     alias = router.db_for_write(model)
 
-    def write() -> tuple[Row, bool]:
-        return _write_row(model._base_manager.using(alias), pair, application, user, expected)
+    def write() -> tuple[Row, bool] | NotAllowed:
+        rows = model._base_manager.using(alias)
+        with transaction.atomic(using=alias):
+            return _write_row(rows, pair, application, user, expected, may_connect)
 
     # A code works only once, so its token pair must survive a rollback by the caller. An import
     # can be repeated, and belongs to the caller's transaction.
-    credential, created = (
-        write() if imported else persist(alias, write, what=f"account={pair.account}")
-    )
+    result = write() if imported else persist(alias, write, what=f"account={pair.account}")
+    if isinstance(result, NotAllowed):
+        raise result
+    credential, created = result
     kind = EventKind.CONNECTED if created else EventKind.RECONNECTED
     history.record(
         credential,
@@ -134,9 +152,18 @@ def _write_row(
     application: Application | None,
     user: AbstractBaseUser | None,
     expected: CredentialRow | None,
-) -> tuple[Row, bool]:
+    may_connect: MayConnect | None,
+    *,
+    is_retry: bool = False,
+) -> tuple[Row, bool] | NotAllowed:
     """Return the credential that holds the token pair now, and whether it was created."""
     target, created = _target_row(pair, application, expected), False
+    if may_connect is not None:
+        existing = _locked(rows, target)
+        if not may_connect(existing):
+            return NotAllowed(existing)
+        # Not a row that another user connects at this moment.
+        target = Q(pk__in=[existing.pk] if existing else [])
     columns = {
         **columns_for(pair, seed=str(pair.account), plan=refresh_plan(), now=DatabaseNow()),
         **RENEWED,
@@ -152,9 +179,17 @@ def _write_row(
                 )
             target, created = Q(pk=row.pk), True
         except IntegrityError:  # another request has just created the account's row
-            if not rows.filter(target).update(**overwrite):
+            if is_retry:
                 raise
+            return _write_row(rows, pair, application, user, expected, may_connect, is_retry=True)
     return rows.select_related("application").get(target), created
+
+
+def _locked(rows: QuerySet[Row], target: Q) -> Row | None:
+    """Return the row, locked until the end of the transaction."""
+    # By primary key: MariaDB locks every row that it scans, and the gaps between them.
+    pks = list(rows.filter(target).values_list("pk", flat=True))
+    return rows.select_for_update().filter(pk__in=pks).first()
 
 
 def _target_row(

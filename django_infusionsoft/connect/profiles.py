@@ -14,6 +14,7 @@ from django.db.models import F
 from django_infusionsoft.api.session import BearerAuth, CredentialSession
 from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError, SpoolError
+from django_infusionsoft.keap import userinfo
 from django_infusionsoft.keap.oauth import normalize_account
 from django_infusionsoft.keap.userinfo import USER_PATH
 from django_infusionsoft.monitoring import history
@@ -66,6 +67,12 @@ def fetch(credential: CredentialRow) -> Profile:
         user = _get(session, USER_PATH) or _get(session, "v1/oauth/connect/userinfo")
         company = _get(session, "v1/account/profile")
     return _profile(user, company)
+
+
+def account_of(access_token: str) -> str | None:
+    """Return the account that an access token belongs to, if Keap names it."""
+    response = userinfo.ask(access_token)
+    return None if response is None else profile_in(response).account
 
 
 def profile_in(response: requests.Response) -> Profile:

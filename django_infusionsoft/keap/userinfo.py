@@ -14,6 +14,12 @@ CHECK_TIMEOUT_SECONDS: Final = 5.0
 
 def is_accepted(access_token: str) -> bool:
     """Whether Keap's API accepts an access token; false if there is no reply."""
+    response = ask(access_token, with_body=False)
+    return response is not None and response.status_code == 200
+
+
+def ask(access_token: str, *, with_body: bool = True) -> requests.Response | None:
+    """Return the response of Keap's API to an access token; ``None`` if there is none."""
 
     def add_bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
         # Not with headers=...: requests would prefer credentials from a netrc file.
@@ -26,8 +32,8 @@ def is_accepted(access_token: str) -> bool:
             auth=add_bearer,
             timeout=CHECK_TIMEOUT_SECONDS,
             allow_redirects=False,
-            stream=True,
+            stream=not with_body,
         ) as response:
-            return response.status_code == 200
+            return response
     except (requests.RequestException, ConfigurationError):
-        return False
+        return None

@@ -78,17 +78,20 @@ class AuthorizeView(KeapView):
         return HttpResponseRedirect(url, headers={"Referrer-Policy": "no-referrer"})
 
     def get_credentials(self) -> QuerySet[Credential]:
-        """Return the credentials that this user may reconnect."""
-        return Credential.objects.all()
+        """Return the credentials that this user may reconnect: a customer, only their own."""
+        rows = Credential.objects.all()
+        return rows if self.is_for_staff else rows.filter(authorized_by=self.request.user.pk)
 
     def get_application(self) -> Application | None:
         """Return the application for a new account; ``None`` is the client in the settings.
 
         :raises ConfigurationError: there is no client.
         """
-        if self.request.GET.get("application") == SETTINGS_CLIENT and conf.CLIENT_ID:
-            return None
         applications = Application.objects.all()
+        if not self.may_name_application():
+            applications = applications.none()
+        elif self.request.GET.get("application") == SETTINGS_CLIENT and conf.CLIENT_ID:
+            return None
         return self._named("application", applications) or Application.objects.get_default()
 
     def get_redirect_uri(self) -> str:

@@ -69,6 +69,19 @@ class KeapView(PermissionRequiredMixin, View):
     def user(self) -> AbstractBaseUser | None:
         return self.request.user if self.request.user.is_authenticated else None
 
+    @property
+    def is_for_staff(self) -> bool:
+        """Whether it requires the permission to connect any account, as the app's own views do.
+
+        All other views are for customers.
+        """
+        required = self.get_permission_required()
+        return KeapView.permission_required in required and self.request.user.has_perms(required)
+
+    def may_name_application(self) -> bool:
+        """Whether ``?application=`` may name the client. By default only in views for staff."""
+        return self.is_for_staff
+
     def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         super().setup(request, *args, **kwargs)
         request.exception_reporter_filter = SecretsFilter()
@@ -110,7 +123,7 @@ class KeapView(PermissionRequiredMixin, View):
 
     def _authorize_url(self, pending: PendingAuthorization | None) -> str:
         parameters = pending and {
-            "application": pending.application_id,
+            "application": pending.application_id if self.may_name_application() else None,
             "credential": pending.credential_id,
             "next": pending.next_url,
         }

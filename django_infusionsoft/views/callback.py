@@ -1,6 +1,8 @@
 """The callback: exchange the authorization code, and store the token pair."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from django.contrib import messages
@@ -16,6 +18,8 @@ from django.shortcuts import render
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
+from django_infusionsoft.connect import connection_check, profiles
+from django_infusionsoft.connect.grants import NotAllowed
 from django_infusionsoft.exceptions import (
     ConfigurationError,
     GrantRejected,
@@ -23,6 +27,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.storage.credentials import CredentialRow
 from django_infusionsoft.storage.database import outside_atomic_requests
 from django_infusionsoft.views import oauth_state
 from django_infusionsoft.views.base import ErrorPage, KeapView, misconfigured, usable_client
@@ -62,6 +67,22 @@ class CallbackView(KeapView):
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         return self.connected(*self._connect())
+
+    def may_connect(self, pair_account: str | None, existing: Credential | None) -> bool:
+        """Return whether the user may connect the account. Called before anything is stored.
+
+        By default, a customer must not replace the token pair of an account that somebody else
+        has connected.
+
+        :param pair_account: the account that the user chose at Keap; ``None``: Keap names none.
+        :param existing: the account's credential, if there is one. Its row is locked.
+        """
+        if self.is_for_staff:
+            return True
+        is_own = existing is None or (
+            self.user is not None and existing.authorized_by_id == self.user.pk
+        )
+        return pair_account is not None and is_own
 
     def connected(self, credential: Credential, pending: PendingAuthorization) -> HttpResponse:
         """Return the response once the token pair is stored.
@@ -130,9 +151,19 @@ class CallbackView(KeapView):
             application = _application_of(pending)
             client, expected = usable_client(application), _expected_of(pending)
             pair = oauth.exchange_code(client, code=code, redirect_uri=pending.redirect_uri)
+            if pair.account is None and not self.is_for_staff:
+                pair = replace(pair, account=profiles.account_of(pair.access_token))
             return Credential.objects.connect(
-                pair, application=application, user=self.user, expected=expected
+                pair,
+                application=application,
+                user=self.user,
+                expected=expected,
+                may_connect=partial(self.may_connect, pair.account),
             )
+        except NotAllowed as error:
+            if error.existing is not None:
+                connection_check.recheck(error.existing, user=self.user)
+            raise _not_allowed(pair.account, error.existing, pending) from error
         except GrantRejected as error:
             raise ErrorPage(
                 _("Keap rejected the authorization code"),
@@ -180,6 +211,30 @@ def _expected_of(pending: PendingAuthorization) -> Credential | None:
     if pending.credential_id is None:
         return None
     return Credential.objects.filter(pk=pending.credential_id).first()
+
+
+def _not_allowed(
+    account: str | None, existing: CredentialRow | None, pending: PendingAuthorization
+) -> ErrorPage:
+    if account is None:
+        return ErrorPage(
+            _("Keap did not say which account this is"),
+            _("Nothing was connected. Start again in a few minutes."),
+            status=503,
+            pending=pending,
+        )
+    text = _("Nothing was connected. Ask a site administrator for permission.")
+    if existing is not None:
+        text = _(
+            "Another user has connected account %(account)s, and only they can connect it again. "
+            "Nothing was connected. Ask that user or a site administrator."
+        )
+    return ErrorPage(
+        _("You are not allowed to connect this account"),
+        text % {"account": account},
+        status=403,
+        pending=pending,
+    )
 
 
 def _unavailable(pending: PendingAuthorization, detail: object = "") -> ErrorPage:

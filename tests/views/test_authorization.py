@@ -218,7 +218,7 @@ def test_token_pair_is_stored_when_the_database_fails_once(
 ) -> None:
     monkeypatch.setattr("django_infusionsoft.storage.database.RETRY_PAUSES", (0,))
     callback = sandbox.authorize(go_to_keap(client))
-    with failing_updates("gone"):
+    with failing_updates("gone", statement="INSERT"):
         assert client.get(callback).status_code == 200
     assert Credential.objects.for_account("ab123").generation == 1
 
@@ -228,7 +228,7 @@ def test_error_page_is_shown_when_the_token_pair_cannot_be_stored(
 ) -> None:
     monkeypatch.setattr("django_infusionsoft.storage.database.RETRY_PAUSES", ())
     callback = sandbox.authorize(go_to_keap(client))
-    with failing_updates("gone"):
+    with failing_updates("gone", statement="INSERT"):
         assert_error_page(client.get(callback), 503, "could not be stored", "Start again in")
 
 

@@ -1,21 +1,28 @@
 """A site whose customers connect their own accounts: the two views that the docs show."""
 
+from contextlib import suppress
+from functools import partial
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connections, models
+from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.test import Client, override_settings
 from django.urls import include, path
+from django.utils import timezone
 from django.views.generic import View
 
-from django_infusionsoft.models import Credential
+from django_infusionsoft.connect.grants import NotAllowed
+from django_infusionsoft.keap.oauth import TokenPair
+from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.views import AuthorizeView, CallbackView
 from django_infusionsoft.views.oauth_state import PendingAuthorization
-from tests.web import client_for, parameter
+from tests.support import threads
+from tests.web import authorize, client_for, parameter, user_who_may
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
@@ -34,15 +41,11 @@ class CustomersMixin:
 class ConnectKeapView(CustomersMixin, AuthorizeView):
     template_name = "shop/connect.html"
 
-    def get_credentials(self) -> models.QuerySet[Credential]:
-        # A customer must not name, and so see, another customer's account.
-        return super().get_credentials().filter(authorized_by=self.request.user)  # type: ignore[misc]
-
 
 class KeapConnectedView(CustomersMixin, CallbackView):
     def connected(self, credential: Credential, pending: PendingAuthorization) -> HttpResponse:
-        # Store here, in a model of your own, which customer has this account.
-        self.request.session["keap_account"] = credential.account
+        # Store the id here, in a model of your own.
+        self.request.session["keap_credential"] = credential.pk
         return redirect("/")
 
 
@@ -67,6 +70,38 @@ class MixedView(LoggingMixin, BrokenView):
     """A callback view whose ``dispatch`` is not the app's."""
 
 
+class ByRuleMixin(CustomersMixin):
+    """For every logged-in customer, by a rule instead of a permission; with any application."""
+
+    permission_required = AuthorizeView.permission_required
+    authorize_url_name = "connect-by-rule"
+    callback_url_name = "connected-by-rule"
+
+    def has_permission(self) -> bool:
+        return True
+
+    def may_name_application(self) -> bool:
+        return True
+
+
+class ConnectByRuleView(ByRuleMixin, AuthorizeView):
+    """An authorize view with another rule."""
+
+
+class ConnectedByRuleView(ByRuleMixin, CallbackView):
+    """A callback view with another rule."""
+
+
+class LenientView(KeapConnectedView):
+    """Lets a customer replace a token pair that nobody has authorized."""
+
+    callback_url_name = "lenient"
+
+    def may_connect(self, pair_account: str | None, existing: Credential | None) -> bool:
+        is_free = existing is not None and existing.authorized_by is None
+        return is_free or super().may_connect(pair_account, existing)
+
+
 class ConnectTeamView(ConnectKeapView):
     authorize_url_name = "connect-team"
     callback_url_name = "team-connected"
@@ -81,6 +116,9 @@ urlpatterns = [
     path("shop/keap/", ConnectKeapView.as_view(), name="connect-keap"),
     path("shop/keap/connected/", KeapConnectedView.as_view(), name="keap-connected"),
     path("broken/", BrokenView.as_view(), name="broken"),
+    path("rule/keap/", ConnectByRuleView.as_view(), name="connect-by-rule"),
+    path("rule/connected/", ConnectedByRuleView.as_view(), name="connected-by-rule"),
+    path("lenient/", LenientView.as_view(), name="lenient"),
     path("mixed/", MixedView.as_view(), name="mixed"),
     path("team/<slug:team>/keap/", ConnectTeamView.as_view(), name="connect-team"),
     path("team/<slug:team>/back/", TeamConnectedView.as_view(), name="team-connected"),
@@ -122,7 +160,7 @@ def test_customer_connects_an_account_at_the_sites_own_urls(
     assert parameter(at_keap, "redirect_uri") == "http://localhost/shop/keap/connected/"
     response = customer.get(sandbox.authorize(at_keap))
     assert response.headers["Location"] == "/"
-    assert customer.session["keap_account"] == "ab123"
+    assert customer.session["keap_credential"] == Credential.objects.get().pk
     assert Credential.objects.for_account("ab123").authorized_by == User.objects.get()
 
 
@@ -150,6 +188,184 @@ def test_customer_cannot_reconnect_another_users_account(
     response = customer.get(f"/shop/keap/?credential={credential.pk}")
     assert response.status_code == 404
     assert "ab123" not in response.content.decode()
+
+
+# An account that somebody else has connected
+
+
+def connected_at(client: Client, sandbox: Sandbox, url: str = "/shop/keap/") -> Any:
+    """Connect ``ab123`` as a customer; return the response of the callback."""
+    return client.get(sandbox.authorize(go_to_keap(client, url)))
+
+
+def columns(credential: Credential) -> dict[str, Any]:
+    return dict(Credential.objects.filter(pk=credential.pk).values().get())
+
+
+@pytest.fixture(params=["another customer", "staff", "an import"])
+def taken(request: pytest.FixtureRequest, sandbox: Sandbox) -> Credential:
+    """An account that another customer or a staff user has connected, or that was imported."""
+    if request.param == "another customer":
+        connected_at(client_for(User.objects.create_user("otto")), sandbox)
+    else:
+        authorize(client_for(user_who_may("connect_credential")), sandbox)
+    if request.param == "an import":
+        Credential.objects.update(authorized_by=None)
+    return Credential.objects.get()
+
+
+def test_customer_cannot_replace_the_grant_of_somebody_else(
+    customer: Client, sandbox: Sandbox, taken: Credential
+) -> None:
+    before = columns(taken)
+    response = connected_at(customer, sandbox)
+    assert response.status_code == 403
+    assert "Another user has connected account ab123" in response.content.decode()
+    assert 'href="/shop/keap/"' in response.content.decode()
+    assert "keap_credential" not in customer.session
+    assert columns(taken) == before
+    event = taken.events.latest("pk")
+    assert (event.kind, event.outcome, str(event.user)) == ("tested", "ok", "cleo")
+    taken.refresh()
+
+
+def test_superuser_cannot_replace_a_customers_grant_in_the_customers_view(
+    sandbox: Sandbox, taken: Credential
+) -> None:
+    before = columns(taken)
+    superuser = client_for(User.objects.create_superuser("root"))
+    assert connected_at(superuser, sandbox).status_code == 403
+    assert columns(taken) == before
+    authorize(superuser, sandbox)  # in the view for staff
+    assert columns(taken)["authorized_by_id"] == User.objects.get(username="root").pk
+
+
+def test_customer_is_restricted_when_another_rule_replaces_the_permission(
+    customer: Client, sandbox: Sandbox, taken: Credential
+) -> None:
+    before = columns(taken)
+    assert connected_at(customer, sandbox, "/rule/keap/").status_code == 403
+    assert customer.get(f"/rule/keap/?credential={taken.pk}").status_code == 404
+    assert columns(taken) == before
+
+
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_loss_is_reported_when_the_new_grant_has_ended_the_old_one(
+    customer: Client, sandbox: Sandbox, taken: Credential, is_fresh: bool
+) -> None:
+    sandbox.switches.new_grant_revokes_older = True
+    if not is_fresh:
+        Credential.objects.update(expires_at=timezone.now())
+    assert connected_at(customer, sandbox).status_code == 403
+    taken.refresh_from_db()
+    assert (taken.status, taken.reason) == ("reauthorization_required", "revoked")
+
+
+def test_customer_gets_the_page_when_keap_is_down_afterwards(
+    customer: Client, sandbox: Sandbox, taken: Credential
+) -> None:
+    sandbox.plan(faults.error_503(), endpoint="api")
+    assert connected_at(customer, sandbox).status_code == 403
+
+
+def test_disconnected_account_of_somebody_else_is_not_tested(
+    customer: Client, sandbox: Sandbox, taken: Credential
+) -> None:
+    taken.disconnect()
+    assert connected_at(customer, sandbox).status_code == 403
+    assert taken.events.latest("pk").kind == "disconnected"
+
+
+def test_hook_may_allow_what_the_default_refuses(
+    customer: Client, sandbox: Sandbox, credential: Credential
+) -> None:
+    back = sandbox.authorize(go_to_keap(customer))
+    assert customer.get("/lenient/?" + back.partition("?")[2]).status_code == 302
+    credential.refresh_from_db()
+    assert (str(credential.authorized_by), credential.generation) == ("cleo", 2)
+
+
+@pytest.mark.parametrize("scope", ["full", "absent"])
+def test_account_is_identified_before_the_grant_is_stored(
+    customer: Client, sandbox: Sandbox, taken: Credential, scope: Any
+) -> None:
+    before = columns(taken)
+    sandbox.switches.token_scope = scope
+    assert connected_at(customer, sandbox).status_code == 403
+    assert columns(taken) == before
+    taken.delete()
+    assert connected_at(customer, sandbox).status_code == 302
+    assert Credential.objects.get().account == "ab123"
+
+
+def test_nothing_is_stored_when_keap_does_not_name_the_account(
+    customer: Client, sandbox: Sandbox, taken: Credential
+) -> None:
+    before = columns(taken)
+    sandbox.switches.token_scope = "absent"
+    sandbox.plan(faults.error_503(), endpoint="api")
+    response = connected_at(customer, sandbox)
+    assert response.status_code == 503
+    assert "did not say which account" in response.content.decode()
+    assert Credential.objects.count() == 1
+    assert columns(taken) == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_of_two_customers_gets_the_account_when_both_connect_at_once() -> None:
+    both = Barrier(2)
+
+    def connect(user: User, number: int) -> str:
+        def may_connect(existing: Any) -> bool:
+            if existing is None:
+                with suppress(BrokenBarrierError):
+                    both.wait(1)  # SQLite lets in one at a time
+            return existing is None or existing.authorized_by_id == user.pk
+
+        pair = TokenPair(f"access-{number}", f"refresh-{number}", 86_400, "ab123")
+        try:
+            Credential.objects.connect(pair, application=None, user=user, may_connect=may_connect)
+        except NotAllowed:
+            return "refused"
+        return user.username
+
+    users = [User.objects.create_user(name) for name in ("ana", "otto")]
+    with threads(2) as start:
+        running = [start(partial(connect, user, n)) for n, user in enumerate(users)]
+        results = {each.result(timeout=30) for each in running}
+    stored = Credential.objects.get()
+    assert results == {str(stored.authorized_by), "refused"}
+    assert stored.generation == 1
+
+
+# The application
+
+
+@pytest.mark.parametrize("name", ["settings", "second"])
+def test_customer_cannot_name_an_application(
+    customer: Client, second: Application, name: str
+) -> None:
+    value = second.pk if name == "second" else name
+    assert customer.get(f"/shop/keap/?application={value}").status_code == 404
+    assert customer.post(f"/shop/keap/?application={value}").status_code == 404
+
+
+def test_customer_can_name_an_application_where_the_site_allows_it(
+    customer: Client, second: Application
+) -> None:
+    at_keap = go_to_keap(customer, f"/rule/keap/?application={second.pk}")
+    assert parameter(at_keap, "client_id") == "second-client"
+    denied = f"/rule/connected/?error=access_denied&state={parameter(at_keap, 'state')}"
+    assert f"application={second.pk}" in customer.get(denied).content.decode()
+
+
+@override_settings(INFUSIONSOFT_CLIENT_ID="", INFUSIONSOFT_CLIENT_SECRET="")
+def test_link_to_start_again_names_no_application_that_is_not_allowed(
+    customer: Client, second: Application
+) -> None:
+    state = parameter(go_to_keap(customer), "state")
+    response = customer.get(f"/shop/keap/connected/?error=access_denied&state={state}")
+    assert 'href="/shop/keap/"' in response.content.decode()
 
 
 @override_settings(TEMPLATES=TEMPLATES)
