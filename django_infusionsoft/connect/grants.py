@@ -20,7 +20,7 @@ from django_infusionsoft.keap.oauth import TokenPair, normalize_account
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh.storing import RENEWED, columns_for
 from django_infusionsoft.refresh.timing import refresh_plan
-from django_infusionsoft.storage.applications import Application
+from django_infusionsoft.storage.applications import Application, from_now
 from django_infusionsoft.storage.credentials import (
     SHARED_FIELDS,
     CredentialRow,
@@ -125,7 +125,8 @@ def disconnect(credential: CredentialRow, *, user: AbstractBaseUser | None = Non
         "generation": F("generation") + 1,
         "access_token": empty,
         "refresh_token": empty,
-        "expires_at": DatabaseNow(),
+        # Before now: a statement that began earlier may read the new row, with its own time.
+        "expires_at": from_now(-60),
         "refresh_at": None,
     }
     row_of(credential).update(**columns)
