@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.test import Client, override_settings
+from django.test import Client, RequestFactory, override_settings
 from django.urls import include, path
 from django.utils import timezone
 from django.views.generic import View
@@ -47,6 +47,11 @@ class KeapConnectedView(CustomersMixin, CallbackView):
         # Store the id here, in a model of your own.
         self.request.session["keap_credential"] = credential.pk
         return redirect("/")
+
+
+def credential_of(request: HttpRequest) -> Credential | None:
+    pk = request.session.get("keap_credential", 0)
+    return Credential.objects.filter(pk=pk, authorized_by=request.user.pk).first()
 
 
 # Further uses
@@ -249,16 +254,29 @@ def test_customer_is_restricted_when_another_rule_replaces_the_permission(
     assert columns(taken) == before
 
 
-@pytest.mark.parametrize("is_fresh", [True, False])
+@pytest.mark.parametrize("access_token", ["valid", "expired", "refreshed just now"])
 def test_loss_is_reported_when_the_new_grant_has_ended_the_old_one(
-    customer: Client, sandbox: Sandbox, taken: Credential, is_fresh: bool
+    customer: Client, sandbox: Sandbox, taken: Credential, access_token: str
 ) -> None:
     sandbox.switches.new_grant_revokes_older = True
-    if not is_fresh:
+    if access_token == "expired":
         Credential.objects.update(expires_at=timezone.now())
+    elif access_token != "valid":
+        taken.refresh()
     assert connected_at(customer, sandbox).status_code == 403
     taken.refresh_from_db()
     assert (taken.status, taken.reason) == ("reauthorization_required", "revoked")
+
+
+def test_recipe_returns_the_credential_until_staff_connects_the_account(
+    customer: Client, sandbox: Sandbox, rf: RequestFactory
+) -> None:
+    connected_at(customer, sandbox)
+    request = rf.get("/")
+    request.session, request.user = customer.session, User.objects.get()
+    assert credential_of(request) == Credential.objects.get()
+    authorize(client_for(user_who_may("connect_credential")), sandbox)
+    assert credential_of(request) is None
 
 
 def test_customer_gets_the_page_when_keap_is_down_afterwards(
