@@ -19,7 +19,6 @@ from typing import Final
 from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.keap.transport import Call
-from django_infusionsoft.refresh import spool
 
 # A refresh token is about to be presented.
 PRESENTING: Final = "presenting"
@@ -52,8 +51,9 @@ class ProcessLog:
 
 def record_refreshes(log: ProcessLog) -> None:
     """Log every refresh token that this process presents, and every reply that it reads."""
-    # Imports models, which are there only after django.setup().
+    # These import models, which are there only after django.setup().
     from django_infusionsoft.monitoring.history import fingerprint
+    from django_infusionsoft.refresh import spool
 
     refresh, save = oauth.refresh, spool.save
 
