@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from django.db import connection
+from django.db.models import Model
 from django.utils import timezone
 
 from benchmarks.sandbox_process import Grant
@@ -76,6 +77,28 @@ def make_due() -> None:
     vacuum()
 
 
+def add_events(kind: str, *, hours_ago: float, every: int = 1, offset: int = 0) -> None:
+    """Add an event to each ``every``-th credential."""
+    _execute(
+        f"INSERT INTO {_table(CredentialEvent)} (credential_id, created_at, kind, outcome, "
+        "reason, generation, fingerprint, duration_ms, worker, detail) "
+        "SELECT id, now() - %s * interval '1 hour', %s, 'ok', '', 100, "
+        "substr(md5(random()::text), 1, 12), 300, 'web-1:4242', '' "
+        f"FROM {_table(Credential)} WHERE mod(id, %s) = %s ORDER BY random()",
+        hours_ago,
+        kind,
+        every,
+        offset,
+    )
+
+
+def table_bytes(model: type[Model]) -> int:
+    """Return the size of a table with its indexes."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_total_relation_size(%s::regclass)", [_table(model)])
+        return int(cursor.fetchone()[0])
+
+
 def release(pks: Sequence[int]) -> None:
     """Release leases, and make the credentials due again."""
     _execute(
@@ -85,9 +108,9 @@ def release(pks: Sequence[int]) -> None:
     )
 
 
-def vacuum() -> None:
+def vacuum(model: type[Model] = Credential) -> None:
     """Vacuum now, so that autovacuum does not run during a measurement."""
-    _execute(f"VACUUM ANALYZE {_table(Credential)}")
+    _execute(f"VACUUM ANALYZE {_table(model)}")
 
 
 def _credential(account: str, access_token: str, refresh_token: str) -> Credential:
@@ -104,7 +127,7 @@ def _credential(account: str, access_token: str, refresh_token: str) -> Credenti
     )
 
 
-def _table(model: type[Credential | CredentialEvent]) -> str:
+def _table(model: type[Model]) -> str:
     return connection.ops.quote_name(model._meta.db_table)
 
 

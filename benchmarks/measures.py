@@ -13,11 +13,18 @@ from django.db import connection
 from benchmarks import credentials
 from benchmarks.bench import Bench, Sweep, count_connections, median, median_ratio, print_progress
 from benchmarks.timed_process import run_timed
-from django_infusionsoft.models import Credential
+from django_infusionsoft.models import Credential, CredentialEvent, DailyCount
+from django_infusionsoft.monitoring import counts, heartbeat, retention
 from django_infusionsoft.refresh.leases import claim_batch
 
 CLAIMED: Final = 100
 MEGABYTE: Final = 1_000_000
+# In the history.
+REFRESH_HOURS: Final = 18
+# Autovacuum begins when a fifth of a table is dead: after a fifth of the 20 refreshes it keeps.
+ROUNDS_PER_VACUUM: Final = 4
+# One refresh in a hundred fails.
+FAILS_EVERY: Final = 100
 # Just enough to keep the sandbox busy.
 SOCKETS: Final = 4
 
@@ -188,6 +195,35 @@ def memory(bench: Bench) -> Iterator[Row]:
     )
 
 
+def history(bench: Bench) -> Iterator[Row]:
+    stored, hours = bench.scale.history_stored, bench.scale.history_days * 24
+    credentials.delete_all()
+    credentials.add_idle(stored)
+    credentials.add_events("imported", hours_ago=hours)
+    heartbeat.begin_run("default", pause_seconds=0)
+    slowest = 0.0
+    for number, hours_ago in enumerate(range(hours, 0, -REFRESH_HOURS)):
+        print_progress(f"history of {stored:,}, {hours_ago} hours ago")
+        credentials.add_events("refreshed", hours_ago=hours_ago)
+        credentials.add_events(
+            "refresh_failed", hours_ago=hours_ago, every=FAILS_EVERY, offset=number % FAILS_EVERY
+        )
+        counts.add_up("default")
+        for _ in range(0, stored, retention.CREDENTIALS_PER_RUN):
+            started = time.perf_counter()
+            retention.prune("default", is_over=lambda: False)
+            slowest = max(slowest, time.perf_counter() - started)
+        if number % ROUNDS_PER_VACUUM == 0:
+            credentials.vacuum(CredentialEvent)
+    models = (CredentialEvent, DailyCount)
+    size = sum(credentials.table_bytes(model) for model in models) / MEGABYTE
+    facts = {"kept_per_account": CredentialEvent.objects.count() / stored}
+    name = f"history of {bench.scale.history_days} days of {stored:,} accounts"
+    yield Row(name, "MB", size, bar=Bar(500.0), facts=facts)
+    yield Row("  credentials", "MB", credentials.table_bytes(Credential) / MEGABYTE)
+    yield Row("  longest time that a run prunes", "seconds", slowest)
+
+
 def connections(bench: Bench) -> Iterator[Row]:
     bench.store_due(bench.scale.due)
     seen: list[int] = []
@@ -253,6 +289,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "session": session,
     "peers": peers,
     "growth": growth,
+    "history": history,
 }
 
 

@@ -30,6 +30,8 @@ class Scale:
     growth_stored: tuple[int, ...]
     growth_stored_due: int
     growth_due: tuple[int, ...]
+    history_stored: int
+    history_days: int
 
     @property
     def accounts(self) -> int:
@@ -52,6 +54,8 @@ SCALES: Final[Mapping[str, Scale]] = {
         growth_stored=(1000, 10_000, 100_000, 1_000_000),
         growth_stored_due=1000,
         growth_due=(1000, 3000, 10_000, 30_000),
+        history_stored=100_000,
+        history_days=90,
     ),
     # Only shows whether everything works: too small for meaningful figures.
     "small": Scale(
@@ -68,5 +72,7 @@ SCALES: Final[Mapping[str, Scale]] = {
         growth_stored=(100, 1000),
         growth_stored_due=50,
         growth_due=(50, 100),
+        history_stored=100,
+        history_days=20,
     ),
 }

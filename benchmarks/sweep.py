@@ -50,6 +50,7 @@ NAMES: Final = (
     "session",
     "peers",
     "growth",
+    "history",
 )
 
 

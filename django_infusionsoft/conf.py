@@ -187,6 +187,12 @@ class Conf:
     EVENT_RETENTION_DAYS = Setting(
         90.0, "how long events of a credential's history are kept; 0: for ever", _not_negative
     )
+    EVENT_RETENTION_REFRESHES = Setting(
+        20,
+        "how many of a credential's successful refreshes its history keeps, whatever their age; "
+        "0: as long as other events",
+        _not_negative,
+    )
     OVERDUE_SECONDS = Setting(
         900.0,
         "how long a refresh may be overdue, or no run seen, before the worker counts as behind",

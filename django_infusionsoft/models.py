@@ -17,6 +17,7 @@ from django_infusionsoft.keap.oauth import TokenPair, normalize_account
 from django_infusionsoft.refresh import runs, single
 from django_infusionsoft.refresh.run_result import Run
 from django_infusionsoft.storage.applications import Application, ApplicationState, client_of
+from django_infusionsoft.storage.counts import DailyCount
 from django_infusionsoft.storage.credentials import CredentialRow, note_clock_offset
 from django_infusionsoft.storage.database import DatabaseNow
 from django_infusionsoft.storage.events import CredentialEvent
@@ -33,6 +34,7 @@ __all__ = [
     "CredentialEvent",
     "CredentialManager",
     "CredentialQuerySet",
+    "DailyCount",
     "WorkerState",
     "client_of",
 ]

@@ -86,6 +86,8 @@ class Migration(migrations.Migration):
                     "clock_stepped_at",
                     models.DateTimeField(null=True, verbose_name="clock stepped back"),
                 ),
+                ("counted_event_id", models.PositiveBigIntegerField(default=0)),
+                ("pruned_credential_id", models.PositiveBigIntegerField(default=0)),
                 ("mail_locked_until", models.DateTimeField(null=True)),
                 ("mailed_at", models.DateTimeField(null=True)),
                 ("overdue_mailed_at", models.DateTimeField(null=True)),
@@ -94,6 +96,36 @@ class Migration(migrations.Migration):
                 "verbose_name": "worker state",
                 "verbose_name_plural": "worker state",
                 "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
+            name="DailyCount",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("day", models.DateField(verbose_name="day")),
+                ("application_key", models.BigIntegerField(default=0)),
+                ("refreshed", models.PositiveIntegerField(default=0, verbose_name="refreshed")),
+                ("failed", models.PositiveIntegerField(default=0, verbose_name="failed")),
+                ("lost", models.PositiveIntegerField(default=0, verbose_name="lost")),
+                (
+                    "seconds",
+                    models.FloatField(default=0.0, verbose_name="seconds that Keap took"),
+                ),
+            ],
+            options={
+                "verbose_name": "daily count",
+                "verbose_name_plural": "daily counts",
+                "default_permissions": (),
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("day", "application_key"), name="infusionsoft_one_count_per_day"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -283,8 +315,33 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "credential",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="events",
+                        to="django_infusionsoft.credential",
+                        verbose_name="credential",
+                    ),
+                ),
+                (
                     "created_at",
-                    models.DateTimeField(auto_now_add=True, db_index=True, verbose_name="time"),
+                    models.DateTimeField(auto_now_add=True, verbose_name="time"),
+                ),
+                ("generation", models.PositiveBigIntegerField(verbose_name="generation")),
+                (
+                    "duration_ms",
+                    models.PositiveIntegerField(null=True, verbose_name="duration in ms"),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                        verbose_name="user",
+                    ),
                 ),
                 (
                     "kind",
@@ -342,37 +399,12 @@ class Migration(migrations.Migration):
                         verbose_name="reason",
                     ),
                 ),
-                ("generation", models.PositiveBigIntegerField(verbose_name="generation")),
                 (
                     "fingerprint",
                     models.CharField(blank=True, max_length=12, verbose_name="fingerprint"),
                 ),
-                (
-                    "duration_ms",
-                    models.PositiveIntegerField(null=True, verbose_name="duration in ms"),
-                ),
                 ("worker", models.CharField(blank=True, max_length=100, verbose_name="process")),
                 ("detail", models.TextField(blank=True, verbose_name="detail")),
-                (
-                    "credential",
-                    models.ForeignKey(
-                        db_index=False,
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="events",
-                        to="django_infusionsoft.credential",
-                        verbose_name="credential",
-                    ),
-                ),
-                (
-                    "user",
-                    models.ForeignKey(
-                        null=True,
-                        on_delete=django.db.models.deletion.SET_NULL,
-                        related_name="+",
-                        to=settings.AUTH_USER_MODEL,
-                        verbose_name="user",
-                    ),
-                ),
             ],
             options={
                 "verbose_name": "credential event",
@@ -478,9 +510,5 @@ class Migration(migrations.Migration):
             constraint=models.UniqueConstraint(
                 fields=("application_key", "account"), name="infusionsoft_one_row_per_account"
             ),
-        ),
-        migrations.AddIndex(
-            model_name="credentialevent",
-            index=models.Index(fields=["credential", "-id"], name="infusionsoft_history"),
         ),
     ]

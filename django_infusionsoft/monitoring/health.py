@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from django_infusionsoft.choices import (
 )
 from django_infusionsoft.conf import conf
 from django_infusionsoft.monitoring import heartbeat
+from django_infusionsoft.monitoring.counts import last_days
 from django_infusionsoft.storage.applications import ApplicationState, blocked
 from django_infusionsoft.storage.credentials import (
     CredentialRow,
@@ -74,6 +75,8 @@ class Health:
     """The recorded runs; ``None`` if nothing was ever recorded."""
     blocked_applications: Sequence[ApplicationState]
     """Of applications whose client is blocked."""
+    days: Sequence[Mapping[str, Any]]
+    """The counts of the last days, the newest first: refreshed, failed, lost, seconds."""
 
     @property
     def total(self) -> int:
@@ -147,6 +150,10 @@ class Health:
             "due": self.due,
             "overdue_seconds": round(self.overdue_seconds),
             "last_run": self._last_run(),
+            "days": [
+                {**each, "day": each["day"].isoformat(), "seconds": round(each["seconds"], 3)}
+                for each in self.days
+            ],
             "clock_stepped_at": iso_format(self.clock_stepped_at),
             "applications": {
                 reason.value: blocks[reason]
@@ -179,10 +186,12 @@ def health_of(alias: str) -> Health:
     """
     with own_transaction(alias):
         row = heartbeat.read(alias)
+        # The database's clock is read with the row, if there is one.
+        now = row.database_now if row else timezone.now()
         blocked_applications = list(blocked(alias))
         return Health(
-            # The database's clock is read with the row, if there is one.
-            now=row.database_now if row else timezone.now(),
+            now=now,
+            days=last_days(alias, now.astimezone(UTC).date()),
             **_counts(alias),
             **_due(alias, blocked_applications),
             worker_state=row,

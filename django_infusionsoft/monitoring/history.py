@@ -2,20 +2,17 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 from django.db import Error, IntegrityError, transaction
 
 from django_infusionsoft.choices import EventKind
-from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.storage.credentials import CredentialRow, alias_of
 from django_infusionsoft.storage.database import (
-    DatabaseNow,
     close_idle_connection,
     own_transaction,
 )
@@ -25,9 +22,6 @@ from django_infusionsoft.text import quoted
 
 logger = logging.getLogger("django_infusionsoft")
 
-# Per statement, and per run: the events of some hours for a hundred thousand credentials.
-PRUNE_BATCH_SIZE: Final = 1000
-MAX_PRUNED: Final = 20_000
 # Each is the reply to one refresh token.
 REFRESHES: Final = (EventKind.REFRESHED, EventKind.RECOVERED)
 LEVELS: Final = {
@@ -109,34 +103,6 @@ def record_all(entries: Sequence[Entry], *, on_its_own: bool = True) -> None:
         logger.log(level, "%s %s", entry.kind.value, entry)
     if entries:
         _write_entries(entries, on_its_own=on_its_own)
-
-
-def prune(alias: str, *, is_over: Callable[[], bool]) -> int:
-    """Delete events that are older than ``EVENT_RETENTION_DAYS``; return how many.
-
-    Imports are kept: they recognize a refresh token if the same export is imported again. Deletes
-    in batches, so that no lock is held for long, and at most ``MAX_PRUNED`` per run.
-
-    :param is_over: called after each batch; if it returns true, pruning stops.
-    """
-    if not conf.EVENT_RETENTION_DAYS:
-        return 0
-    ended = DatabaseNow() - timedelta(days=conf.EVENT_RETENTION_DAYS)
-    events = CredentialEvent._base_manager.using(alias)
-    old = events.filter(created_at__lt=ended).exclude(kind=EventKind.IMPORTED)
-    old_pks = old.order_by("created_at").values_list("pk", flat=True)
-    pruned = 0
-    try:
-        while True:
-            with own_transaction(alias):
-                found = list(old_pks[:PRUNE_BATCH_SIZE])
-                pruned += events.filter(pk__in=found).delete()[0] if found else 0
-            if len(found) < PRUNE_BATCH_SIZE or pruned >= MAX_PRUNED or is_over():
-                break
-    except (Error, DatabaseBusy):  # such as two runs at once; the next run continues
-        logger.exception("events_not_pruned")
-        close_idle_connection(alias)
-    return pruned
 
 
 def _kinds_with(credential: CredentialRow, presented: str) -> set[str]:

@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import DatabaseBusy
-from django_infusionsoft.monitoring import alerts, heartbeat, history
+from django_infusionsoft.monitoring import alerts, heartbeat, retention
 from django_infusionsoft.refresh import clock, receivers
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.recovery import recover_all
@@ -65,7 +65,7 @@ def _refresh_due(
         Sweep(due, run, pool, ends_at, should_stop, on_progress).run_until_done()
     on_progress(run)
     if run.ended != Ended.STOP:
-        run.pruned = history.prune(
+        run.pruned = retention.prune(
             due.db, is_over=lambda: should_stop() or time.monotonic() >= ends_at
         )
     counts = " ".join(f"{name}={count}" for name, count in run.as_dict().items())

@@ -23,6 +23,9 @@ class WorkerState(models.Model):
     run_failed = models.PositiveIntegerField(_("not refreshed by the last run"), default=0)
     run_worker = models.CharField(_("process"), max_length=100, blank=True)
     clock_stepped_at = models.DateTimeField(_("clock stepped back"), null=True)
+    # Up to which event the daily counts are added up, and to which credential events are pruned.
+    counted_event_id = models.PositiveBigIntegerField(default=0)
+    pruned_credential_id = models.PositiveBigIntegerField(default=0)
     # Until when one process may send a mail, when the last mail was sent, and when the last one
     # about overdue refreshes.
     mail_locked_until = models.DateTimeField(null=True)

@@ -179,13 +179,13 @@ def test_list_needs_the_same_number_of_queries_for_many_accounts(
     for count in (3, 60):
         Credential.objects.all().delete()
         many(count)
-        with django_assert_num_queries(12):
+        with django_assert_num_queries(13):
             assert len(accounts_in(page(operator, LIST))) == count
 
 
 def test_list_reads_no_token(operator: Client, django_assert_max_num_queries: Any) -> None:
     many(3)
-    with django_assert_max_num_queries(12) as queries:
+    with django_assert_max_num_queries(13) as queries:
         page(operator, LIST)
     read = " ".join(query["sql"] for query in queries.captured_queries)
     assert "last_error" in read

@@ -485,6 +485,7 @@ def test_import_is_rejected_when_the_pair_has_been_rotated(sandbox: Sandbox, db:
 
 
 @pytest.mark.parametrize("is_connected", [True, False])
+@override_settings(INFUSIONSOFT_EVENT_RETENTION_REFRESHES=0)
 def test_import_is_rejected_when_the_history_has_been_pruned(
     credential: Credential, is_connected: bool
 ) -> None:

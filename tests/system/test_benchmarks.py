@@ -12,7 +12,7 @@ from benchmarks.measures import MEASURES, Bar, Row
 from benchmarks.sweep import NAMES
 from tests.processes import ROOT
 
-SHORT_MEASURES = ("sandbox", "sweep", "claim", "connections", "session", "growth")
+SHORT_MEASURES = ("sandbox", "sweep", "claim", "connections", "session", "growth", "history")
 
 
 @pytest.mark.every_database

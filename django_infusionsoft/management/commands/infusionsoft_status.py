@@ -105,6 +105,11 @@ def _summary(health: Health) -> Iterator[str]:
     overdue = f", the oldest for {round(health.overdue_seconds)} seconds" if health.due else ""
     yield f"due now: {health.due}{overdue}"
     yield f"last run recorded: {_when(health.last_run_at, health.now)}"
+    for day in health.days:
+        yield (
+            f"{day['day']}: refreshed: {day['refreshed']}, failed: {day['failed']}, "
+            f"lost: {day['lost']}, Keap took {day['seconds']:.0f} seconds"
+        )
     if health.clock_stepped_at:
         found = _when(health.clock_stepped_at, health.now)
         yield f"the database's clock has stepped back: found {found}"
