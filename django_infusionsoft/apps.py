@@ -29,6 +29,7 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(values.check_client)
         register(values.check_rate)
         register(values.check_spool)
+        register(values.check_spooled)
         register(views.check_redirect_uri)
         register(views.check_urls)
         register(views.check_session_cookie)

@@ -123,12 +123,12 @@ def spool(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def backdated(spool: Path) -> Callable[[], None]:
-    """Return a function that makes the files in the spool a month old."""
+def backdated(spool: Path) -> Callable[..., None]:
+    """Return a function that makes the files in the spool a month old, or some days."""
 
-    def backdate() -> None:
+    def backdate(*, days: float = 30) -> None:
         for path in spool.iterdir():
-            os.utime(path, (time.time() - 30 * 86_400,) * 2)
+            os.utime(path, (time.time() - days * 86_400,) * 2)
 
     return backdate
 

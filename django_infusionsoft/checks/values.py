@@ -128,3 +128,17 @@ def check_spool(**kwargs: Any) -> list[CheckMessage]:
         "Set INFUSIONSOFT_SPOOL_DIR to a directory that this user can write to and that "
         "outlives the process, or to '' to disable the spool.",
     )
+
+
+def check_spooled(**kwargs: Any) -> list[CheckMessage]:
+    """W022: what waits in the spool should be stored by the next run."""
+    old = spool.old_files()
+    if not old:
+        return []
+    return problem(
+        "W022",
+        f"The spool holds files that should have been stored by now ({len(old)}; the first is "
+        f"{old[0]}).",
+        "Run infusionsoft_refresh with each database, schema and tenant whose processes use this "
+        "directory, and read the log. A file that no row needs is deleted after a week.",
+    )

@@ -82,6 +82,11 @@ def has_presented(credential: CredentialRow, presented: str) -> bool:
     return bool(_kinds_with(credential, presented) - others)
 
 
+def knows(credential: CredentialRow, fingerprint: str) -> bool:
+    """Whether the credential has had the refresh token with this fingerprint."""
+    return bool(fingerprint and _kinds_with(credential, fingerprint))
+
+
 def record(
     credential: CredentialRow, kind: EventKind, *, on_its_own: bool = True, **details: Any
 ) -> None:

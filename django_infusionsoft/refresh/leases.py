@@ -3,10 +3,10 @@
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, connections
@@ -20,7 +20,8 @@ from django_infusionsoft.keap.transport import (
     longest_call_seconds,
 )
 from django_infusionsoft.monitoring import heartbeat
-from django_infusionsoft.refresh import breaker, rate_limit, spool
+from django_infusionsoft.refresh import breaker, rate_limit
+from django_infusionsoft.refresh.spool import SpooledError, SpoolKey
 from django_infusionsoft.storage.applications import blocked_keys, from_now
 from django_infusionsoft.storage.credentials import (
     NO_LEASE,
@@ -29,14 +30,19 @@ from django_infusionsoft.storage.credentials import (
     is_idle,
     note_clock_offset,
     row_of,
+    table_schema_of,
 )
 from django_infusionsoft.storage.database import (
     DatabaseNow,
+    TableSchema,
     brief_transaction,
+    database_name,
     own_transaction,
     persist,
 )
 from django_infusionsoft.storage.worker import process_name
+
+T = TypeVar("T")
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -228,21 +234,44 @@ def _release(claim: Claim) -> int:
 
 def _release_used(claim: Claim, retry_delays: Iterator[float]) -> None:
     credential = claim.credential
-    spooled = spool.SpooledError(
-        spool.key_of(credential, credential.generation, ""),
+    spooled = SpooledError(
+        spool_key(credential, credential.generation, ""),
         RefreshInProgress("Nothing was sent."),
         claim.lease.id,
         claim.due_at,
     )
-    persist(
+    persist_or_keep(spooled, credential, lambda: _release(claim), retry_delays)
+
+
+def spool_key(credential: CredentialRow, generation: int, fingerprint: str) -> SpoolKey:
+    """Return the key of the reply to a generation's refresh token, known by its fingerprint."""
+    return SpoolKey(
+        database_name(alias_of(credential)),
+        credential.pk,
+        generation,
+        fingerprint,
+        credential.identity.hex,
+        table_schema_of(credential),
+    )
+
+
+def persist_or_keep(
+    spooled: SpooledError,
+    credential: CredentialRow,
+    write: Callable[[], T],
+    retry_delays: Iterator[float] | None,
+) -> T:
+    """Let ``write`` commit on its own. If the database stays away, spool the outcome."""
+    written = persist(
         alias_of(credential),
-        lambda: _release(claim),
+        write,
         what=f"credential={credential.pk} account={credential.account}",
         fsync=spooled.fsync,
         retry_delays=retry_delays,
         is_pair=False,
     )
     spooled.discard()
+    return written
 
 
 def held(credential: CredentialRow, lease_id: str, generation: int) -> QuerySet[CredentialRow]:
@@ -253,9 +282,10 @@ def held(credential: CredentialRow, lease_id: str, generation: int) -> QuerySet[
 def _held_by(lease: Lease, credentials: QuerySet[CredentialRow]) -> list[CredentialRow]:
     """Return the rows that the lease holds."""
     found = credentials.filter(lease_id=lease.id).select_related("application")
-    rows = found.annotate(database_now=DatabaseNow())
+    rows = found.annotate(database_now=DatabaseNow(), schema=TableSchema(found.model))
     for row in rows:
         note_clock_offset(row, row.database_now)
+        row.table_schema = row.schema
     return list(rows)
 
 

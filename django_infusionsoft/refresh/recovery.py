@@ -9,7 +9,6 @@ counted as one without a reply, and this is corrected.
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
 
 from django_infusionsoft.choices import EventKind, Outcome
 from django_infusionsoft.exceptions import DecryptionError
@@ -32,15 +31,14 @@ from django_infusionsoft.storage.credentials import (
     row_of,
 )
 from django_infusionsoft.storage.database import (
+    TableSchema,
     close_idle_connection,
     database_name,
     own_transaction,
+    table_schema,
 )
 
 logger = logging.getLogger("django_infusionsoft")
-
-# How long a token pair without a row is kept.
-ORPHAN_SECONDS: Final = 7 * 86_400.0
 
 
 def reload_and_release(credential: CredentialRow) -> bool:
@@ -55,18 +53,17 @@ def reload_and_release(credential: CredentialRow) -> bool:
     return leased
 
 
-def recover(credential: CredentialRow, *, leased: bool = False) -> bool:
+def recover(credential: CredentialRow) -> bool:
     """Store the credential's token pair from the spool, if there is one; return whether it was.
 
-    :param leased: whether a lease is alive: its holder may be storing the pair at this moment.
     :raises SpoolError: there is one, and it cannot be read.
     """
     spooled = None
     with suppress(DecryptionError):  # reported when the refresh token itself is needed
         spooled = spool.load(spool_key_of(credential))
-    if spooled is None or (leased and spooled.is_in_flight):
+    if spooled is None or _settle(spooled, type(credential), alias_of(credential)) is None:
         return False
-    _store(credential, spooled)
+    reload(credential)
     return True
 
 
@@ -75,7 +72,9 @@ def recover_all(model: type[CredentialRow], alias: str) -> Iterator[AttemptResul
 
     One that fails is logged and kept: it must not keep the others waiting.
     """
-    for spooled in spool.pending(database_name(alias)):
+    with own_transaction(alias):
+        schema = table_schema(alias, model)
+    for spooled in spool.pending(database_name(alias), schema):
         try:
             result = _settle(spooled, model, alias)
         except Exception:
@@ -91,36 +90,40 @@ def _settle(
     spooled: spool.Spooled, model: type[CredentialRow], alias: str
 ) -> AttemptResult | None:
     """Store the reply if it is its row's next one, or remove it if no row needs it any more."""
-    rows = model._base_manager.using(alias).select_related("application")
+    key, rows = spooled.key, model._base_manager.using(alias).select_related("application")
     with own_transaction(alias):
-        found = rows.annotate(is_leased=is_leased()).filter(pk=spooled.key.credential_id)
-        credential = found.first()
-    if isinstance(spooled, spool.SpooledError):
-        return _settle_error(spooled, credential)
-    is_current = credential is not None and spool_key_of(credential) == spooled.key
-    if credential is None or credential.generation < spooled.key.generation:
-        _drop_in_time(spooled)
-    elif not is_current:
+        found = rows.annotate(is_leased=is_leased(), schema=TableSchema(model))
+        credential = found.filter(pk=key.credential_id, identity=key.identity).first()
+    if credential is None or credential.generation < key.generation:
+        # Another database may have the same name, or this one may be an older copy.
+        spool.keep_for_a_week(spooled)
+        return None
+    credential.table_schema = credential.schema
+    is_current = credential.generation == key.generation and (
+        not key.fingerprint or spool_key_of(credential) == key
+    )
+    if not is_current:
         _drop(credential, spooled)
-    elif not (spooled.is_in_flight and credential.is_leased):  # else its holder stores it
-        return _store(credential, spooled)
-    return None
+        return None
+    is_its_own = credential.lease_id == spooled.lease_id
+    if isinstance(spooled, spool.SpooledError):
+        return _settle_error(spooled, credential, is_its_own=is_its_own)
+    # A lease that is alive may be about to present the refresh token, or to store this pair.
+    if credential.is_leased and (spooled.is_in_flight or not is_its_own):
+        return None
+    return _store(credential, spooled)
 
 
 def _settle_error(
-    spooled: spool.SpooledError, credential: CredentialRow | None
+    spooled: spool.SpooledError, credential: CredentialRow, *, is_its_own: bool
 ) -> AttemptResult | None:
-    """Store the outcome of an attempt whose lease the row still has; otherwise remove it."""
+    """Store the outcome of an attempt whose lease the row still has, or correct its count."""
     result = None
-    if credential is None or credential.generation < spooled.key.generation:
-        _drop_in_time(spooled)
-        return None
-    if credential.generation == spooled.key.generation:
-        if credential.lease_id == spooled.lease_id:
-            result = _store(credential, spooled)
-        else:
-            with own_transaction(alias_of(credential)):
-                correct_abandoned(row_of(credential), spooled.error)
+    if is_its_own:
+        result = _store(credential, spooled)
+    else:
+        with own_transaction(alias_of(credential)):
+            correct_abandoned(row_of(credential), spooled.error)
     spooled.discard()
     return result
 
@@ -132,25 +135,22 @@ def _store(credential: CredentialRow, spooled: spool.Spooled) -> AttemptResult:
     return result
 
 
-def _drop_in_time(spooled: spool.Spooled) -> None:
-    """Discard a reply without a row, or of a newer generation than the row's.
+def _drop(credential: CredentialRow, spooled: spool.Spooled) -> None:
+    """Discard a reply that came too late, once its holder has had the time to do so.
 
-    Not at once: another database may have the same name, or this one may be an older copy.
+    Only if the history shows that the row has had the refresh token that it is the reply to.
     """
-    if spooled.age_seconds > ORPHAN_SECONDS:
-        logger.warning("spooled_pair_without_a_row credential=%s", spooled.key.credential_id)
-        spooled.discard()
-
-
-def _drop(credential: CredentialRow, spooled: spool.SpooledPair) -> None:
-    """Discard a token pair that came too late, once its holder has had the time to do so."""
-    if spooled.age_seconds < lease_seconds():
+    if isinstance(spooled, spool.SpooledPair):
+        if spooled.age_seconds < lease_seconds():
+            return
+        if is_stored(credential, spooled):
+            spooled.discard()
+            return
+    fingerprint = spooled.key.fingerprint
+    if not history.knows(credential, fingerprint):
+        spool.keep_for_a_week(spooled)
         return
-    if not is_stored(credential, spooled):
-        history.record(
-            credential,
-            EventKind.LATE_REPLY_DROPPED,
-            outcome=Outcome.OK,
-            fingerprint=spooled.key.fingerprint,
-        )
+    if isinstance(spooled, spool.SpooledPair):
+        late = EventKind.LATE_REPLY_DROPPED
+        history.record(credential, late, outcome=Outcome.OK, fingerprint=fingerprint)
     spooled.discard()

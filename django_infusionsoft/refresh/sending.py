@@ -28,7 +28,7 @@ from django_infusionsoft.keap.transport import Call
 from django_infusionsoft.keap.userinfo import is_accepted
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import spool
-from django_infusionsoft.refresh.leases import Claim
+from django_infusionsoft.refresh.leases import Claim, spool_key
 from django_infusionsoft.refresh.timing import Plan, refresh_plan
 from django_infusionsoft.storage.credentials import CredentialRow
 
@@ -91,7 +91,7 @@ def send(claim: Claim, call: Call | None = None) -> Attempt:
     try:
         pair = oauth.refresh(client, refresh_token, call)
         # Right after the reply: the spool survives the death of the process.
-        reply: spool.SpooledPair | InfusionsoftError = spool.save(key, pair)
+        reply: spool.SpooledPair | InfusionsoftError = spool.save(key, pair, claim.lease.id)
     except GrantRejected as error:
         reply = _diagnose_rejection(claim, error)
     except InfusionsoftError as error:
@@ -151,12 +151,12 @@ def spooled_error_of(credential: CredentialRow) -> spool.SpooledError | None:
     fingerprint = ""
     with suppress(DecryptionError):
         fingerprint = history.fingerprint(credential.refresh_token)
-    return spool.load_error(spool.key_of(credential, credential.generation, fingerprint))
+    return spool.load_error(spool_key(credential, credential.generation, fingerprint))
 
 
 def _spool_key(credential: CredentialRow, refresh_token: str) -> spool.SpoolKey:
     presented = history.fingerprint(refresh_token)
-    return spool.key_of(credential, credential.generation, presented)
+    return spool_key(credential, credential.generation, presented)
 
 
 def _check_may_present(claim: Claim) -> None:

@@ -140,10 +140,10 @@ def _renew_access_token(credential: CredentialRow) -> None:
     if credential.has_valid_access_token:
         # A failure is reported, and the next run retries.
         with suppress(InfusionsoftError, Error):
-            is_done = recover(credential, leased=leased) or _seconds_to_wait(credential)
+            is_done = recover(credential) or _seconds_to_wait(credential)
             if not is_done and (claimed := claim(credential)):
                 _carry_out(credential, claimed)
-    elif not (recover(credential, leased=leased) and credential.has_valid_access_token):
+    elif not (recover(credential) and credential.has_valid_access_token):
         if not leased:
             _require_retry_is_due(credential)
         refresh(credential)
@@ -238,7 +238,7 @@ def _wait_for_other(
     while True:
         is_over = _end_of(credential)  # before the check, or an end right after it is missed
         leased = reload_and_release(credential)
-        if credential.generation != seen or recover(credential, leased=leased):
+        if credential.generation != seen or recover(credential):
             return None
         if credential.status != Status.CONNECTED and not (force and credential.may_be_refreshed):
             raise reauthorization_error(credential)

@@ -30,8 +30,6 @@ from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, InfusionsoftError, SpoolError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.keap.oauth import TokenPair, is_token
-from django_infusionsoft.storage.credentials import CredentialRow, alias_of
-from django_infusionsoft.storage.database import database_name
 from django_infusionsoft.text import quoted
 
 logger = logging.getLogger("django_infusionsoft")
@@ -44,12 +42,15 @@ WAITING: Final = ".pair"
 OUTCOME: Final = ".outcome"
 # The arguments of exceptions besides their message.
 ERROR_DETAILS: Final = ("reason", "retry_after")
-# An empty file is being written, or was left by a crash a while ago.
-EMPTY_SECONDS: Final = 3600.0
+# A file that no row needs is kept for so long: it may be another database's of the same name.
+KEPT_SECONDS: Final = 7 * 86_400.0
+# One that is older is reported.
+OLD_SECONDS: Final = 3600.0
 # How long a directory that was checked is not checked again: each call of the system makes the
 # threads of a run wait for each other.
 CHECK_SECONDS: Final = 10.0
 _checked_at: Final[dict[Path, float]] = {}
+_reported: Final[set[Path]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,17 @@ class SpoolKey:
     credential_id: int
     generation: int
     fingerprint: str
-    """Of the refresh token that was presented: the row must still have it. It tells databases of
-    the same name apart."""
+    """Of the refresh token that was presented: the row must still have it."""
+    identity: str = ""
+    """The row's, which never changes. It tells databases of the same name apart."""
+    schema: str = ""
+    """Of the row's table, on PostgreSQL: a copied schema has the same identities."""
 
     @property
     def stem(self) -> str:
         """The file's name without its suffix. It contains no secret."""
-        credential = f"{self.credential_id}-{self.generation}-{self.fingerprint}"
-        return f"{_site(self.database)}-{credential}"
+        row = f"{self.credential_id}-{self.identity}"
+        return f"{_site(self.database, self.schema)}-{row}-{self.generation}-{self.fingerprint}"
 
 
 @dataclass(slots=True)
@@ -130,6 +134,8 @@ class SpooledPair(_Spooled):
     suffix = IN_FLIGHT
     waiting_suffix = WAITING
     pair: TokenPair = field(repr=False)
+    lease_id: str = ""
+    """The lease of its attempt."""
 
     @property
     def is_in_flight(self) -> bool:
@@ -144,6 +150,7 @@ class SpooledPair(_Spooled):
             "refresh_token": pair.refresh_token,
             "expires_in": pair.expires_in,
             "account": pair.account,
+            "lease": self.lease_id,
             "received_at": time.time() - (pair.expires_in - pair.seconds_left),
         }
 
@@ -174,16 +181,10 @@ class SpooledError(_Spooled):
 Spooled: TypeAlias = SpooledPair | SpooledError
 
 
-def key_of(credential: CredentialRow, generation: int, fingerprint: str) -> SpoolKey:
-    """Return the key of the reply to a generation's refresh token, known by its fingerprint."""
-    database = database_name(alias_of(credential))
-    return SpoolKey(database, credential.pk, generation, fingerprint)
-
-
 @sensitive_variables()
-def save(key: SpoolKey, pair: TokenPair) -> SpooledPair:
+def save(key: SpoolKey, pair: TokenPair, lease_id: str = "") -> SpooledPair:
     """Write the pair before it is stored. Errors are only logged: the spool is a second safety."""
-    spooled = SpooledPair(key, pair)
+    spooled = SpooledPair(key, pair, lease_id)
     try:
         if folder := _folder():
             spooled.path = _write(folder, spooled)
@@ -221,19 +222,50 @@ def load_error(key: SpoolKey) -> SpooledError | None:
     return None
 
 
-def pending(database: str) -> Iterator[Spooled]:
-    """Yield a database's replies in the spool, in flight or not; log those that are unreadable."""
+def pending(database: str, schema: str = "") -> Iterator[Spooled]:
+    """Yield a schema's replies in the spool, in flight or not; log those that are unreadable."""
     folder = _existing_folder()
     if folder is None:
         return
-    for path in sorted(folder.glob(f"{_site(database)}-*-*")):
+    for path in sorted(folder.glob(f"{_site(database, schema)}-*-*")):
         try:
             spooled = _read(path)
         except SpoolError as error:
             logger.error("spool_unreadable error=%s", quoted(error))
             continue
-        if spooled is not None and spooled.key.database == database:
+        if spooled is None:
+            _report_old(path)
+        elif (spooled.key.database, spooled.key.schema) == (database, schema):
             yield spooled
+
+
+def keep_for_a_week(spooled: Spooled) -> None:
+    """Keep a reply that may belong to another database of the same name, and report it."""
+    if spooled.path is not None and spooled.age_seconds <= KEPT_SECONDS:
+        _report_old(spooled.path)
+        return
+    logger.warning("spooled_pair_without_a_row credential=%s", spooled.key.credential_id)
+    spooled.discard()
+
+
+def old_files() -> list[Path]:
+    """Return the files that should have been stored by now, of all sites of this user."""
+    folder = _existing_folder()
+    return [] if folder is None else [path for path in sorted(folder.iterdir()) if _is_old(path)]
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > OLD_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _report_old(path: Path) -> None:
+    """Log a file that no row needs, once by each process."""
+    if path not in _reported and _is_old(path):
+        _reported.add(path)
+        logger.warning("spool_file_kept file=%s", path)
 
 
 def check() -> str:
@@ -319,9 +351,12 @@ def _write(folder: Path, spooled: _Spooled) -> Path:
         "credential": key.credential_id,
         "generation": key.generation,
         "presented": key.fingerprint,
+        "identity": key.identity,
+        "schema": key.schema,
         **spooled.content,
     }
     sealed = get_cipher().encrypt(json.dumps(content).encode())
+    sealed += b"\n" + _digest(sealed)
     path = folder / f"{key.stem}{spooled.suffix}"
     # Not under another name first: readers skip an empty file, and one call writes all of it.
     descriptor = _create(path)
@@ -357,9 +392,9 @@ def _write_all(descriptor: int, content: bytes) -> None:
 def _read(path: Path) -> Spooled | None:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            sealed = file.readall()
-        if not sealed:
-            if time.time() - path.stat().st_mtime > EMPTY_SECONDS:
+            sealed, _, digest = file.readall().rpartition(b"\n")
+        if digest != _digest(sealed):  # it is being written, or a crash left a part of it
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink()
             return None
         return _parse(path, json.loads(get_cipher().decrypt(sealed)))
@@ -381,13 +416,12 @@ def _read(path: Path) -> Spooled | None:
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Spooled:
-    key = SpoolKey(
-        content["database"], content["credential"], content["generation"], content["presented"]
-    )
+    names = ("database", "credential", "generation", "presented", "identity", "schema")
+    key = SpoolKey(*[content[name] for name in names])
     if "error" in content:
         due_at = content["due_at"] and datetime.fromisoformat(content["due_at"])
         return SpooledError(key, _error(content), content["lease"], due_at, path=path)
-    return SpooledPair(key, _token_pair(content), path=path)
+    return SpooledPair(key, _token_pair(content), content["lease"], path=path)
 
 
 def _error(content: dict[str, Any]) -> InfusionsoftError:
@@ -422,6 +456,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _digest(sealed: bytes) -> bytes:
+    return sha256(sealed).hexdigest()[:16].encode()
+
+
 @lru_cache
-def _site(database: str) -> str:
-    return sha256(database.encode()).hexdigest()[:8]
+def _site(database: str, schema: str) -> str:
+    return sha256(f"{database}\0{schema}".encode()).hexdigest()[:8]

@@ -6,7 +6,7 @@ the database stays unavailable: a lease that is not released counts as an attemp
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -38,7 +38,7 @@ from django_infusionsoft.fields import seal
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import breaker, spool, timing
-from django_infusionsoft.refresh.leases import held
+from django_infusionsoft.refresh.leases import held, persist_or_keep, spool_key
 from django_infusionsoft.refresh.sending import Attempt
 from django_infusionsoft.refresh.timing import Plan
 from django_infusionsoft.storage.applications import from_now
@@ -148,7 +148,11 @@ def _store(
         columns["api_rejections"] = credential.api_rejections + 1
 
     def write() -> int:
-        same = {"id": credential.pk, "generation": attempt.generation}
+        same = {
+            "id": credential.pk,
+            "identity": credential.identity,
+            "generation": attempt.generation,
+        }
         return update_row(alias, type(credential), columns, where=same, constants=REFRESHED)
 
     who = f"credential={credential.pk} account={credential.account}"
@@ -197,8 +201,11 @@ def _mark_rejected(
 ) -> AttemptResult:
     """Accept a rejection only if the generation and the lease are still the attempt's."""
     credential = attempt.credential
-    if error.reason == Reason.USED_ELSEWHERE and (
-        history.has_presented(credential, attempt.fingerprint)
+    if error.reason == Reason.USED_ELSEWHERE and _persist(
+        lambda: history.has_presented(credential, attempt.fingerprint),
+        attempt,
+        error,
+        retry_delays,
     ):
         error = GrantRejected(
             "Keap rejected a refresh token that this site has presented before: an older token "
@@ -316,8 +323,6 @@ def _write(
 ) -> bool:
     """Release the lease and write the columns, if lease and generation are still the attempt's."""
     credential, tries = attempt.credential, 0
-    key = spool.key_of(credential, attempt.generation, attempt.fingerprint)
-    spooled = spool.SpooledError(key, error, attempt.lease_id, attempt.due_at)
 
     def write() -> bool:
         nonlocal tries
@@ -331,16 +336,20 @@ def _write(
         row = row_of(credential).filter(generation=attempt.generation, **NO_LEASE, **written)
         return bool(written) and row.exists()
 
-    is_ours = persist(
-        alias_of(credential),
-        write,
-        what=f"credential={credential.pk} account={credential.account}",
-        fsync=spooled.fsync,
-        retry_delays=retry_delays,
-        is_pair=False,
-    )
-    spooled.discard()
-    return is_ours
+    return _persist(write, attempt, error, retry_delays)
+
+
+def _persist(
+    write: Callable[[], bool],
+    attempt: Attempt,
+    error: InfusionsoftError,
+    retry_delays: Iterator[float] | None,
+) -> bool:
+    """Let ``write`` commit on its own. If the database stays away, keep the error in the spool."""
+    credential = attempt.credential
+    key = spool_key(credential, attempt.generation, attempt.fingerprint)
+    spooled = spool.SpooledError(key, error, attempt.lease_id, attempt.due_at)
+    return persist_or_keep(spooled, credential, write, retry_delays)
 
 
 def correct_abandoned(row: QuerySet[CredentialRow], error: InfusionsoftError) -> bool:

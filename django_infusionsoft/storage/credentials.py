@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -29,7 +30,12 @@ from django_infusionsoft.fields import EncryptedTextField
 from django_infusionsoft.keap.oauth import Client
 from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.storage.applications import Application, client_of
-from django_infusionsoft.storage.database import DatabaseNow, own_transaction
+from django_infusionsoft.storage.database import (
+    DatabaseNow,
+    TableSchema,
+    own_transaction,
+    table_schema,
+)
 from django_infusionsoft.storage.saving import GuardedModel
 
 # The columns that other processes change.
@@ -79,6 +85,8 @@ class CredentialRow(GuardedModel):
         "refresh_at": "Credential.objects.connected().request_refresh()",
     }
 
+    # Never changes: another schema or database may have a row with the same primary key.
+    identity = models.UUIDField(default=uuid.uuid4, editable=False)
     application = models.ForeignKey(
         Application,
         verbose_name=_("application"),
@@ -155,6 +163,8 @@ class CredentialRow(GuardedModel):
 
     # How far this machine's clock was ahead of the database's when the row was last read.
     clock_offset = timedelta(0)
+    # The PostgreSQL schema of the row's table, once it is known; empty on other databases.
+    table_schema: str | None = None
 
     if TYPE_CHECKING:
         application_id: int | None
@@ -274,7 +284,17 @@ def alias_of(credential: CredentialRow) -> str:
 
 
 def row_of(credential: CredentialRow) -> QuerySet[CredentialRow]:
-    return type(credential)._base_manager.using(alias_of(credential)).filter(pk=credential.pk)
+    rows = type(credential)._base_manager.using(alias_of(credential))
+    return rows.filter(pk=credential.pk, identity=credential.identity)
+
+
+def table_schema_of(credential: CredentialRow) -> str:
+    """Return the schema of a credential's table, by a query if it was not read with the row."""
+    if credential.table_schema is None:
+        alias = alias_of(credential)
+        with own_transaction(alias):
+            credential.table_schema = table_schema(alias, type(credential))
+    return credential.table_schema
 
 
 def in_condition(condition: Condition) -> Q:
@@ -330,7 +350,11 @@ def reload(credential: CredentialRow) -> bool:
 
     :raises ReauthorizationRequired: the credential has been deleted.
     """
-    facts = {"is_leased": is_leased(), "database_now": DatabaseNow()}
+    facts = {
+        "is_leased": is_leased(),
+        "database_now": DatabaseNow(),
+        "schema": TableSchema(type(credential)),
+    }
     with own_transaction(alias_of(credential)):
         row = row_of(credential).annotate(**facts).values(*facts, *SHARED_FIELDS).first()
     if row is None:
@@ -339,6 +363,7 @@ def reload(credential: CredentialRow) -> bool:
             f"transaction that created it is not committed yet."
         )
     leased = bool(row.pop("is_leased"))
+    credential.table_schema = row.pop("schema")
     note_clock_offset(credential, row.pop("database_now"))
     apply_columns(credential, row)
     return leased

@@ -18,7 +18,7 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model
+from django.db.models import CharField, Func, Model
 from django.db.models.functions import Now
 
 from django_infusionsoft.exceptions import DatabaseBusy
@@ -65,6 +65,34 @@ class DatabaseNow(Now):
     def as_mysql(self, compiler: Any, connection: Any, **extra_context: Any) -> Any:
         # CURRENT_TIMESTAMP is in the session's time zone, which Django does not set.
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **extra_context)
+
+
+class TableSchema(Func):
+    """The PostgreSQL schema of a model's table; empty on other databases."""
+
+    template = "''"
+    output_field = CharField()
+
+    def __init__(self, model: type[Model]) -> None:
+        super().__init__()
+        self.table = model._meta.db_table
+
+    def as_postgresql(self, compiler: Any, connection: Any, **extra_context: Any) -> Any:
+        # Not current_schema(): the table of all tenants may be in another one.
+        table = connection.ops.quote_name(self.table)
+        where = f"oid = '{table}'::regclass"
+        return f"(SELECT relnamespace::regnamespace::text FROM pg_class WHERE {where})", ()  # noqa: S608
+
+
+def table_schema(alias: str, model: type[Model]) -> str:
+    """Return the PostgreSQL schema of a model's table; empty on other databases."""
+    connection = connections[alias]
+    if connection.vendor != "postgresql":
+        return ""
+    query, _ = TableSchema(model).as_postgresql(None, connection)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {query}")
+        return str(cursor.fetchone()[0])
 
 
 def database_name(alias: str) -> str:

@@ -3,14 +3,17 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import DataError
 from django.test import override_settings
 
-from django_infusionsoft.exceptions import SpoolError
+from django_infusionsoft.checks.values import check_spooled
+from django_infusionsoft.exceptions import ReauthorizationRequired, SpoolError
 from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.leases import claim
@@ -19,6 +22,7 @@ from django_infusionsoft.refresh.sending import Attempt, spool_key_of
 from django_infusionsoft.refresh.spool import SpoolKey, check, load, pending, save
 from django_infusionsoft.refresh.storing import AttemptResult, record_outcome
 from django_infusionsoft.sandbox import Sandbox
+from tests.support import end_leases, row
 
 KEY_OF_PAIR = SpoolKey("site", 1, 5, "0123456789ab")
 OTHER_KEY = "b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXItb3Q="
@@ -94,13 +98,15 @@ def test_link_is_not_followed(pair: TokenPair, spool: Path, tmp_path: Path) -> N
     spool.unlink()
 
 
-def test_empty_file_is_removed_when_it_is_old(
-    pair: TokenPair, spool: Path, backdated: Callable[[], None]
+@pytest.mark.parametrize("part", [0, 0.5, 0.99])
+def test_torn_file_is_ignored_and_removed_when_it_is_old(
+    pair: TokenPair, spool: Path, backdated: Callable[[], None], part: float
 ) -> None:
     """Until then a process may be writing it."""
     spooled = save(KEY_OF_PAIR, pair)
     assert spooled.path
-    spooled.path.write_bytes(b"")
+    whole = spooled.path.read_bytes()
+    spooled.path.write_bytes(whole[: int(len(whole) * part)])
     assert load(KEY_OF_PAIR) is None
     assert list(pending("site")) == []
     assert len(files(spool)) == 1
@@ -190,11 +196,12 @@ def test_error_is_logged_and_not_raised_when_the_folder_cannot_be_created(
 def test_only_the_holder_of_the_lease_uses_the_answer_before_storing_has_failed(
     expired: Credential, pair: TokenPair
 ) -> None:
-    assert claim(expired)
-    spooled = save(spool_key_of(expired), pair)
-    assert not recover(expired, leased=True)
+    claimed = claim(expired)
+    assert claimed
+    spooled = save(spool_key_of(expired), pair, claimed.lease.id)
+    assert not recover(expired)
     assert spooled.fsync()
-    assert recover(expired, leased=True)
+    assert recover(expired)
     assert Credential.objects.get().access_token == "new-access-token"
 
 
@@ -202,8 +209,9 @@ def test_reader_uses_the_answer_at_once_when_storing_has_failed(
     expired: Credential, pair: TokenPair
 ) -> None:
     """A process that cannot store the pair cannot release its lease, which may last minutes."""
-    assert claim(expired)
-    save(spool_key_of(expired), pair).fsync()
+    claimed = claim(expired)
+    assert claimed
+    save(spool_key_of(expired), pair, claimed.lease.id).fsync()
     with override_settings(INFUSIONSOFT_WAIT_SECONDS=0.1):
         assert Credential.objects.get().get_access_token() == "new-access-token"
 
@@ -216,6 +224,8 @@ def test_reader_uses_the_answer_at_once_when_storing_has_failed(
         SpoolKey("site", 1, 4, "0123456789ab"),
         SpoolKey("site", 1, 6, "0123456789ab"),
         SpoolKey("site", 1, 5, "ba9876543210"),
+        SpoolKey("site", 1, 5, "0123456789ab", identity="another row"),
+        SpoolKey("site", 1, 5, "0123456789ab", schema="another tenant"),
     ],
 )
 def test_answer_is_used_for_one_generation_of_one_credential_only(
@@ -304,9 +314,9 @@ def test_other_pairs_are_stored_when_one_cannot_be(
 def test_nothing_is_sent_when_a_spooled_answer_cannot_be_read(
     sandbox: Sandbox, credential: Credential, pair: TokenPair
 ) -> None:
-    spooled = save(spool_key_of(credential), pair)
-    assert spooled.path
-    spooled.path.write_bytes(b"damaged")
+    key = spool_key_of(credential)
+    with override_settings(INFUSIONSOFT_ENCRYPTION_KEYS=[OTHER_KEY]):
+        spooled = save(key, pair)
     Credential.objects.update(unanswered_attempts=1)  # by the attempt that left it
     with pytest.raises(SpoolError):
         credential.refresh()
@@ -349,6 +359,99 @@ def test_pair_is_not_written_to_another_users_folder(
     monkeypatch.setattr("os.geteuid", lambda: spool.stat().st_uid + 1)
     assert save(KEY_OF_PAIR, pair).path is None
     assert files(spool) == []
+
+
+# Files of other databases and other rows
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "identity": {"identity": "0" * 32},
+    "schema": {"schema": "another_tenant"},
+    "database": {"database": "another-site"},
+    "newer generation": {"generation": 7},
+    "refresh token": {"fingerprint": "0123456789ab"},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("is_generation_newer", [False, True])
+def test_file_of_another_row_is_neither_stored_nor_deleted(
+    credential: Credential,
+    pair: TokenPair,
+    spool: Path,
+    other: str,
+    *,
+    is_generation_newer: bool,
+    backdated: Callable[..., None],
+) -> None:
+    """Two sites or schemas may have the same database name, user and key."""
+    spooled = save(replace(spool_key_of(credential), **OTHERS[other]), pair)
+    spooled.fsync()
+    if is_generation_newer:
+        credential.refresh()
+        credential.refresh()
+    access_token = row(credential).access_token
+    backdated(days=6.9)
+    Credential.objects.refresh_due()
+    assert len(files(spool)) == 1
+    assert row(credential).access_token == access_token
+    spooled.discard()
+
+
+def test_file_of_another_row_is_reported_and_dropped_after_a_week(
+    credential: Credential,
+    pair: TokenPair,
+    spool: Path,
+    backdated: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spooled = save(replace(spool_key_of(credential), identity="0" * 32), pair)
+    backdated(days=1)
+    for _ in range(2):
+        Credential.objects.refresh_due()
+    assert caplog.text.count("spool_file_kept") == 1
+    assert str(spooled.path) in caplog.text
+    (warning,) = check_spooled()
+    assert warning.id == "django_infusionsoft.W022"
+    backdated(days=8)
+    Credential.objects.refresh_due()
+    assert files(spool) == []
+    assert "spooled_pair_without_a_row" in caplog.text
+    assert check_spooled() == []
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_file_is_not_used_while_another_process_has_the_lease(
+    expired: Credential, pair: TokenPair, spool: Path, *, is_waiting: bool
+) -> None:
+    """It may be about to present the refresh token."""
+    spooled = save(spool_key_of(expired), pair, "an earlier lease")
+    if is_waiting:
+        spooled.fsync()
+    assert claim(expired)
+    assert not recover(expired)
+    Credential.objects.refresh_due()
+    assert len(files(spool)) == 1
+    end_leases()
+    assert Credential.objects.refresh_due().refreshed == 1
+    assert row(expired).access_token == "new-access-token"
+
+
+def test_identity_differs_for_each_row_and_never_changes(connect: Connect) -> None:
+    first, second = connect("ab123"), connect("cd456")
+    assert first.identity != second.identity
+    first.refresh()
+    assert connect("ab123").identity == first.identity == row(first).identity
+
+
+def test_row_with_another_identity_is_never_taken_for_it(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    """As in another schema, which has a row with the same primary key."""
+    Credential.objects.update(identity=uuid4())
+    with pytest.raises(ReauthorizationRequired, match="not in the database"):
+        expired.get_access_token()
+    assert sandbox.token_requests == []
 
 
 # Files that are no longer needed

@@ -22,9 +22,8 @@ MAX_SECONDS = 40
 
 def steps() -> dict[str, tuple[bool, Any, str]]:
     """Return for each step whether it is before or after a function, and the function."""
-    from django_infusionsoft import signals
     from django_infusionsoft.keap import oauth
-    from django_infusionsoft.refresh import leases, single, spool, storing
+    from django_infusionsoft.refresh import leases, receivers, single, spool, storing
 
     return {
         "not claimed": (BEFORE, single, "claim"),
@@ -35,7 +34,7 @@ def steps() -> dict[str, tuple[bool, Any, str]]:
         "in the spool": (AFTER, spool, "save"),
         "stored": (AFTER, storing, "persist"),
         "out of the spool": (AFTER, spool.SpooledPair, "discard"),
-        "reported": (AFTER, signals.credential_refreshed, "send_robust"),
+        "reported": (AFTER, receivers, "send"),
     }
 
 

@@ -669,11 +669,13 @@ class Model(RuleBasedStateMachine):
         secret = self.sandbox.settings["INFUSIONSOFT_CLIENT_SECRET"]
         self.patch.setattr(django_settings, "INFUSIONSOFT_CLIENT_SECRET", secret)
 
-    def _save_or_die(self, position: spool.SpoolKey, pair: TokenPair) -> spool.SpooledPair:
+    def _save_or_die(
+        self, position: spool.SpoolKey, pair: TokenPair, lease_id: str
+    ) -> spool.SpooledPair:
         worker = getattr(self.local, "worker", None)
         if worker.is_dead if worker else self.current_condition == UNREAD:
             raise Killed
-        spooled = save(position, pair)
+        spooled = save(position, pair, lease_id)
         assert pair.refresh_token
         self.answers_read.add(pair.refresh_token)
         if self.current_condition == SPOOLED:

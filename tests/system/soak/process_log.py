@@ -70,8 +70,10 @@ def record_refreshes(log: ProcessLog) -> None:
         log.write(REPLY_READ, presented)
         return pair
 
-    def logged_save(key: spool.SpoolKey, pair: oauth.TokenPair) -> spool.SpooledPair:
-        spooled = save(key, pair)
+    def logged_save(
+        key: spool.SpoolKey, pair: oauth.TokenPair, lease_id: str = ""
+    ) -> spool.SpooledPair:
+        spooled = save(key, pair, lease_id)
         log.write(SPOOLED if spooled.path else NOT_SPOOLED, key.fingerprint)
         return spooled
 

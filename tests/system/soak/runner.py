@@ -18,7 +18,7 @@ from django.test.utils import setup_databases, teardown_databases
 
 from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.models import ApplicationState, Credential, CredentialEvent
-from django_infusionsoft.refresh.spool import EMPTY_SECONDS
+from django_infusionsoft.refresh.spool import KEPT_SECONDS
 from django_infusionsoft.sandbox import Sandbox
 from tests.services import database_url
 from tests.system.soak import process_log, report
@@ -151,7 +151,7 @@ class Soak:
 
     def _age_empty_files(self) -> None:
         """Make the files that killed processes left empty old enough to be deleted."""
-        old = time.time() - EMPTY_SECONDS - 1
+        old = time.time() - KEPT_SECONDS - 1
         for path in self._spool.glob("*"):
             if not path.stat().st_size:
                 os.utime(path, (old, old))
