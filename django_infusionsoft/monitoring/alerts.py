@@ -7,7 +7,7 @@ sent is tried again. Alerts are collected in one mail, at most every ``PAUSE_SEC
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, Final
@@ -34,6 +34,7 @@ from django_infusionsoft.storage.database import (
     is_in_testcase,
     own_connection,
     own_transaction,
+    tenant_selector,
 )
 from django_infusionsoft.text import one_line
 
@@ -105,14 +106,18 @@ def send_soon(alias: str) -> None:
         return
     try:
         threading.Thread(
-            target=_send_and_close, args=(alias,), name="infusionsoft-mail", daemon=True
+            target=_send_and_close,
+            args=(alias, tenant_selector(alias)),
+            name="infusionsoft-mail",
+            daemon=True,
         ).start()
     except RuntimeError:  # no more threads; the next run sends the mail
         logger.exception("alert_not_sent")
 
 
-def _send_and_close(alias: str) -> None:
+def _send_and_close(alias: str, select_tenant: Callable[[], None]) -> None:
     try:
+        select_tenant()
         send_pending(alias)
     finally:
         connections.close_all()

@@ -9,9 +9,10 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -34,7 +35,8 @@ from django_infusionsoft.refresh.leases import Claim, release
 from django_infusionsoft.refresh.reporting import report
 from django_infusionsoft.refresh.sending import Attempt, give_up, send
 from django_infusionsoft.refresh.storing import AttemptResult, record_outcome
-from django_infusionsoft.storage.database import retry_pauses
+from django_infusionsoft.storage.credentials import alias_of, require_same_table
+from django_infusionsoft.storage.database import persist, retry_pauses, tenant_selector
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -55,6 +57,8 @@ class _Call:
     http: Call
     ends_at: float
     """When it is given up, by ``time.monotonic()``."""
+    select_tenant: Callable[[], None]
+    """For its thread."""
     has_begun: bool = False
     is_over: bool = False
     result: Attempt | BaseException | None = None
@@ -97,7 +101,12 @@ class AttemptPool:
     def start(self, claim: Claim) -> None:
         """Let the next free thread present the refresh token."""
         lease = claim.lease
-        call = _Call(claim, Call(until=lease.send_until), lease.ends_at - GRACE_SECONDS)
+        call = _Call(
+            claim,
+            Call(until=lease.send_until),
+            lease.ends_at - GRACE_SECONDS,
+            tenant_selector(alias_of(claim.credential)),
+        )
         self._under_way.add(call)
         self._queue.put(call)
         try:
@@ -229,7 +238,7 @@ class AttemptPool:
             result = error
         has_ended_it = self._end(call, result)
         if isinstance(result, Attempt) and not has_ended_it:
-            _store_late(result)
+            _store_late(result, call.select_tenant)
         return has_ended_it
 
     def _note_failure(self, claim: Claim, reply: object) -> None:
@@ -262,11 +271,20 @@ class AttemptPool:
         return [result]
 
 
-def _store_late(attempt: Attempt) -> None:
+def _store_late(attempt: Attempt, select_tenant: Callable[[], None]) -> None:
     """Store a pair that came after its call was given up. Runs in the call's thread."""
     if not isinstance(attempt.reply, spool.SpooledPair):
         return
+    credential = attempt.credential
     try:
+        select_tenant()
+        # Its connection is not the caller's, which may have had another search path.
+        persist(
+            alias_of(credential),
+            partial(require_same_table, credential),
+            what=f"credential={credential.pk} account={credential.account}",
+            fsync=attempt.reply.fsync,
+        )
         report([record_outcome(attempt)])
     except Exception:
         logger.exception("late_reply_not_stored credential=%s", attempt.credential.pk)

@@ -4,6 +4,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -13,7 +14,7 @@ from django.db import Error, connections
 from django.db.models import Case, F, Q, QuerySet, When
 
 from django_infusionsoft.choices import DOUBTFUL, Reason, Status
-from django_infusionsoft.exceptions import DatabaseBusy, RefreshInProgress
+from django_infusionsoft.exceptions import DatabaseBusy, DecryptionError, RefreshInProgress
 from django_infusionsoft.keap.transport import (
     lease_seconds,
     longest_answer_seconds,
@@ -131,18 +132,25 @@ def claim(
                 return None
             holder = ended[1] if ended[2] else None
         ours = _held_by(lease, row_of(credential))
-        if not ours:
-            return None
-        return Claim(
-            lease,
-            ours[0],
-            holder,
-            force=force,
-            again=again,
-            due_at=due_at,
-            after_401=after_401,
-            user=user,
+    if not ours:
+        return None
+    claimed = Claim(
+        lease,
+        ours[0],
+        holder,
+        force=force,
+        again=again,
+        due_at=due_at,
+        after_401=after_401,
+        user=user,
+    )
+    if not _has_same_refresh_token(credential, claimed.credential):
+        release([claimed])
+        raise DatabaseBusy(
+            f"A second connection to the database finds another refresh token of {credential}: "
+            f"its schema is another one, such as a copy. Nothing was sent."
         )
+    return claimed
 
 
 def _is_claimable(*, force: bool, again: bool) -> Q:
@@ -170,6 +178,16 @@ def cut(credentials: QuerySet[CredentialRow]) -> None:
     if count := too_long.update(lease_until=ends_at, refresh_at=ends_at):
         logger.error("clock_stepped_back leases=%s", count)
         heartbeat.record_clock_step(credentials.db)
+
+
+def _has_same_refresh_token(known: CredentialRow, claimed: CredentialRow) -> bool:
+    """Whether both rows have the same refresh token: a copied schema has the same identities."""
+    stored = vars(known).get("refresh_token")  # lists of credentials defer it
+    if stored in (None, vars(claimed)["refresh_token"]) or known.generation != claimed.generation:
+        return True
+    with suppress(DecryptionError):
+        return known.refresh_token == claimed.refresh_token
+    return True
 
 
 def claim_batch(due: QuerySet[CredentialRow], size: int) -> list[Claim]:

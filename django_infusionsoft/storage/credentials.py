@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from django.apps import apps
 from django.conf import settings
-from django.db import models, router
+from django.db import Error, connections, models, router
 from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -25,7 +26,12 @@ from django_infusionsoft.choices import (
     Status,
 )
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import ReauthorizationRequired
+from django_infusionsoft.exceptions import (
+    ConfigurationError,
+    DatabaseBusy,
+    InfusionsoftError,
+    ReauthorizationRequired,
+)
 from django_infusionsoft.fields import EncryptedTextField
 from django_infusionsoft.keap.oauth import Client
 from django_infusionsoft.keap.transport import lease_seconds
@@ -33,6 +39,7 @@ from django_infusionsoft.storage.applications import Application, client_of
 from django_infusionsoft.storage.database import (
     DatabaseNow,
     TableSchema,
+    is_in_testcase,
     own_transaction,
     table_schema,
 )
@@ -358,15 +365,43 @@ def reload(credential: CredentialRow) -> bool:
     with own_transaction(alias_of(credential)):
         row = row_of(credential).annotate(**facts).values(*facts, *SHARED_FIELDS).first()
     if row is None:
-        raise ReauthorizationRequired(
-            f"Credential {credential.pk} is not in the database: it was deleted, or the "
-            f"transaction that created it is not committed yet."
-        )
+        raise _missing(credential)
     leased = bool(row.pop("is_leased"))
     credential.table_schema = row.pop("schema")
     note_clock_offset(credential, row.pop("database_now"))
     apply_columns(credential, row)
     return leased
+
+
+def _missing(credential: CredentialRow) -> InfusionsoftError:
+    """Return the exception for a row that a second connection does not find."""
+    alias, is_visible = alias_of(credential), False
+    if connections[alias].in_atomic_block and not is_in_testcase(alias):
+        with suppress(Error):
+            is_visible = row_of(credential).exists()
+    if is_visible:
+        return DatabaseBusy(
+            f"Only the current transaction can see credential {credential.pk}: it was deleted "
+            f"meanwhile, the transaction that created it is not committed yet, or the transaction "
+            f"has set a variable for row-level security. Commit the transaction first."
+        )
+    return ReauthorizationRequired(
+        f"Credential {credential.pk} is not in the database: it was deleted, or the "
+        f"transaction that created it is not committed yet."
+    )
+
+
+def require_same_table(credential: CredentialRow) -> None:
+    """Check that this thread finds the table from which a credential was read.
+
+    :raises ConfigurationError: its connection has another schema.
+    """
+    found = table_schema(alias_of(credential), type(credential))
+    if credential.table_schema not in (None, found):
+        raise ConfigurationError(
+            f"Credential {credential.pk} is in the schema {credential.table_schema!r}, and a "
+            f"thread's connection finds {found!r}."
+        )
 
 
 def note_clock_offset(credential: CredentialRow, database_now: datetime) -> None:

@@ -44,11 +44,20 @@ NO_CONNECTION: Final = (
 )
 
 
+ANOTHER_SESSION: Final = (
+    "The current transaction has another role or search_path than a second connection to the "
+    "database would have: refresh the credential before the transaction, or set both for all "
+    "connections in the OPTIONS of the database."
+)
+
+
 class _Shared(threading.local):
     """A thread's second connections, by alias."""
 
     def __init__(self) -> None:
         self.connections: dict[str, BaseDatabaseWrapper] = {}
+        self.sessions: dict[str, tuple[str, str]] = {}
+        """The callers' roles and search paths, until they are compared."""
 
 
 _shared: Final = _Shared()
@@ -119,11 +128,15 @@ def own_connection(alias: str) -> Iterator[None]:
     if alias in _shared.connections:
         yield
         return
-    shared = _shared.connections[alias] = connections.create_connection(alias)
+    caller = connections[alias]
+    shared = _shared.connections[alias] = _new_connection(caller)
+    if _is_held_by_caller(caller) and (session := _session(caller)):
+        _shared.sessions[alias] = session
     try:
         yield
     finally:
         del _shared.connections[alias]
+        _shared.sessions.pop(alias, None)
         shared.close()
 
 
@@ -141,8 +154,11 @@ def own_transaction(alias: str) -> Iterator[None]:
     block uses a second connection. It joins the transaction of a ``TestCase``, whose data other
     connections cannot see.
 
+    A tenant of django-tenants is selected on it, too.
+
     :raises DatabaseBusy: no second connection is available, or a lock blocks it: the caller has
-        locked the same row, or, on SQLite, has written, or has read without a write-ahead log.
+        locked the same row, or, on SQLite, has written, or has read without a write-ahead log. Or
+        the caller's connection has another role or search path.
     """
     current = connections[alias]
     if not _is_held_by_caller(current):
@@ -153,7 +169,9 @@ def own_transaction(alias: str) -> Iterator[None]:
         connections[alias] = own
         try:
             own.set_autocommit(True)  # whatever the settings say
+            _select_tenant(own, _tenant_of(current))
             with _limited_lock_waits(own):
+                _require_same_session(own)
                 is_ready = True
                 yield
         except OperationalError as error:
@@ -344,7 +362,7 @@ def _second_connection(alias: str) -> Iterator[BaseDatabaseWrapper]:
     """Yield the shared connection unless it is in a transaction, otherwise a new one."""
     own = shared = _shared.connections.get(alias)
     if own is None or own.in_atomic_block:
-        own = connections.create_connection(alias)
+        own = _new_connection(connections[alias])
     try:
         yield own
     except BaseException:
@@ -352,6 +370,52 @@ def _second_connection(alias: str) -> Iterator[BaseDatabaseWrapper]:
         raise
     if own is not shared:
         own.close()
+
+
+def tenant_selector(alias: str) -> Callable[[], None]:
+    """Return a function that selects this thread's tenant in another thread."""
+    tenant = _tenant_of(connections[alias])
+    return lambda: _select_tenant(connections[alias], tenant)
+
+
+def _new_connection(caller: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
+    own = connections.create_connection(caller.alias)
+    _select_tenant(own, _tenant_of(caller))
+    return own
+
+
+def _tenant_of(connection: Any) -> tuple[Any, bool] | None:
+    """Return the arguments of django-tenants' ``set_tenant``, if the connection has a tenant."""
+    tenant = getattr(connection, "tenant", None)
+    return tenant and (tenant, getattr(connection, "include_public_schema", True))
+
+
+def _select_tenant(own: Any, tenant: tuple[Any, bool] | None) -> None:
+    if tenant is not None and _tenant_of(own) != tenant:
+        own.set_tenant(*tenant)
+
+
+def _session(connection: BaseDatabaseWrapper) -> tuple[str, str] | None:
+    """Return role and search path on PostgreSQL; ``None`` if they cannot be read."""
+    if connection.vendor != "postgresql" or connection.needs_rollback:
+        return None
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT current_user, current_setting('search_path')")
+            role, search_path = cursor.fetchone()
+    except (DatabaseError, InterfaceError):  # it is lost, or its transaction has failed
+        return None
+    return role, search_path
+
+
+def _require_same_session(own: BaseDatabaseWrapper) -> None:
+    """Compare a second connection with the caller's, before its first statement."""
+    expected = _shared.sessions.get(own.alias)
+    if expected is None or own is not _shared.connections.get(own.alias):
+        return
+    if _session(own) != expected:
+        raise DatabaseBusy(ANOTHER_SESSION)
+    del _shared.sessions[own.alias]
 
 
 @contextmanager
