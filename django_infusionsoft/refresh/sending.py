@@ -135,7 +135,13 @@ def attempt_from(credential: CredentialRow, spooled: spool.Spooled) -> Attempt:
     )
     if isinstance(spooled, spool.SpooledPair):
         return attempt(reply=spooled, plan=refresh_plan())
-    return attempt(reply=spooled.error, lease_id=spooled.lease_id, due_at=spooled.due_at)
+    return attempt(
+        reply=spooled.error,
+        lease_id=spooled.lease_id,
+        due_at=spooled.due_at,
+        after_401=spooled.after_401,
+        again=spooled.again,
+    )
 
 
 def spool_key_of(credential: CredentialRow) -> spool.SpoolKey:

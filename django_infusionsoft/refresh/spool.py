@@ -165,6 +165,9 @@ class SpooledError(_Spooled):
     lease_id: str
     due_at: datetime | None
     """When the credential was due; ``None`` if unknown."""
+    after_401: bool = False
+    again: bool = False
+    """As in the ``Claim``."""
 
     @property
     def content(self) -> dict[str, Any]:
@@ -175,6 +178,8 @@ class SpooledError(_Spooled):
             "details": {name: value for name, value in details.items() if value is not None},
             "lease": self.lease_id,
             "due_at": self.due_at.isoformat() if self.due_at else None,
+            "after_401": self.after_401,
+            "again": self.again,
         }
 
 
@@ -420,7 +425,8 @@ def _parse(path: Path, content: dict[str, Any]) -> Spooled:
     key = SpoolKey(*[content[name] for name in names])
     if "error" in content:
         due_at = content["due_at"] and datetime.fromisoformat(content["due_at"])
-        return SpooledError(key, _error(content), content["lease"], due_at, path=path)
+        flags = {name: content[name] for name in ("after_401", "again")}
+        return SpooledError(key, _error(content), content["lease"], due_at, **flags, path=path)
     return SpooledPair(key, _token_pair(content), content["lease"], path=path)
 
 

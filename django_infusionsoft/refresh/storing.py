@@ -348,7 +348,14 @@ def _persist(
     """Let ``write`` commit on its own. If the database stays away, keep the error in the spool."""
     credential = attempt.credential
     key = spool_key(credential, attempt.generation, attempt.fingerprint)
-    spooled = spool.SpooledError(key, error, attempt.lease_id, attempt.due_at)
+    spooled = spool.SpooledError(
+        key,
+        error,
+        attempt.lease_id,
+        attempt.due_at,
+        after_401=attempt.after_401,
+        again=attempt.again,
+    )
     return persist_or_keep(spooled, credential, write, retry_delays)
 
 
