@@ -121,17 +121,8 @@ def claim(
         is_claimable = _is_claimable(force=force, again=again)
         row = row_of(credential).filter(is_claimable, ~breaker.is_open(alias))
         row = row.filter(generation=credential.generation if seen is None else seen)
-        holder = None
-        if not _acquire(row.filter(lease_until__isnull=True), lease, again=again):
-            abandoned = row.filter(lease_until__lte=DatabaseNow())
-            ended = abandoned.values_list("lease_id", "lease_holder", "lease_is_used").first()
-            if ended is None:
-                cut(row)
-                return None
-            if not _acquire(abandoned.filter(lease_id=ended[0]), lease, again=again):
-                return None
-            holder = ended[1] if ended[2] else None
-        ours = _held_by(lease, row_of(credential))
+        is_taken, holder = _acquire_one(row, lease, again=again)
+        ours = _held_by(lease, row_of(credential)) if is_taken else []
     if not ours:
         return None
     claimed = Claim(
@@ -144,12 +135,7 @@ def claim(
         after_401=after_401,
         user=user,
     )
-    if not _has_same_refresh_token(credential, claimed.credential):
-        release([claimed])
-        raise DatabaseBusy(
-            f"A second connection to the database finds another refresh token of {credential}: "
-            f"its schema is another one, such as a copy. Nothing was sent."
-        )
+    _require_same_refresh_token(credential, claimed)
     return claimed
 
 
@@ -180,14 +166,37 @@ def cut(credentials: QuerySet[CredentialRow]) -> None:
         heartbeat.record_clock_step(credentials.db)
 
 
-def _has_same_refresh_token(known: CredentialRow, claimed: CredentialRow) -> bool:
-    """Whether both rows have the same refresh token: a copied schema has the same identities."""
+def _acquire_one(
+    row: QuerySet[CredentialRow], lease: Lease, *, again: bool
+) -> tuple[bool, str | None]:
+    """Take the lease; return whether it was free, and the process that abandoned an attempt."""
+    if _acquire(row.filter(lease_until__isnull=True), lease, again=again):
+        return True, None
+    abandoned = row.filter(lease_until__lte=DatabaseNow())
+    ended = abandoned.values_list("lease_id", "lease_holder", "lease_is_used").first()
+    if ended is None:
+        cut(row)
+        return False, None
+    is_taken = bool(_acquire(abandoned.filter(lease_id=ended[0]), lease, again=again))
+    return is_taken, ended[1] if ended[2] else None
+
+
+def _require_same_refresh_token(known: CredentialRow, claimed: Claim) -> None:
+    """Release the claim if its row has another refresh token than the caller's.
+
+    A copied schema has the same identities.
+    """
+    row = claimed.credential
     stored = vars(known).get("refresh_token")  # lists of credentials defer it
-    if stored in (None, vars(claimed)["refresh_token"]) or known.generation != claimed.generation:
-        return True
+    if stored in (None, vars(row)["refresh_token"]) or known.generation != row.generation:
+        return
     with suppress(DecryptionError):
-        return known.refresh_token == claimed.refresh_token
-    return True
+        if known.refresh_token != row.refresh_token:
+            release([claimed])
+            raise DatabaseBusy(
+                f"A second connection to the database finds another refresh token of {known}: its "
+                f"schema is another one, such as a copy. Nothing was sent."
+            )
 
 
 def claim_batch(due: QuerySet[CredentialRow], size: int) -> list[Claim]:

@@ -267,13 +267,10 @@ def persist(
 
     ``write`` must be safe to repeat: it may have succeeded although the answer was lost.
 
-    :param what: identifies what is written in the log.
     :param fsync: stores it elsewhere, after a failure, and returns whether it did.
     :param retry_delays: pauses that several calls share once ``fsync`` has succeeded.
     :param is_pair: whether it is a token pair; anything else shares the pauses from the start.
-    :raises Exception: the last failure. The log then has a line ``pair_spooled``, or, if the pair
-        is lost with the process, ``pair_not_stored``, the only line at level CRITICAL; for
-        anything else, ``outcome_not_stored``.
+    :raises Exception: the last failure, which is logged: see ``_log_failure``.
     """
     pauses, is_safe = retry_pauses(), False
     try:
@@ -290,9 +287,8 @@ def persist(
                     logger.exception("outcome_not_stored_yet %s", what)
                 is_safe = is_safe or fsync()
                 close_idle_connection(alias)
-                may_share = is_safe or not is_pair
-                pause = next(retry_delays if may_share and retry_delays else pauses, None)
-                if pause is None:
+                shared = retry_delays if is_safe or not is_pair else None
+                if (pause := next(shared or pauses, None)) is None:
                     raise
                 time.sleep(pause)
     except BaseException:
@@ -301,6 +297,7 @@ def persist(
 
 
 def _log_failure(what: str, *, is_pair: bool, is_safe: bool) -> None:
+    """Log it. At level CRITICAL, and only then, a token pair is lost with the process."""
     if not is_pair:
         logger.error("outcome_not_stored %s spooled=%d", what, is_safe)
     elif is_safe:
