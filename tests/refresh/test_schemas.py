@@ -139,7 +139,7 @@ def test_nothing_is_sent_when_the_claimed_row_has_another_refresh_token(
 
 
 def test_nothing_is_sent_when_only_the_transaction_sees_the_row(
-    deferred: None, sandbox: Sandbox
+    sandbox: Sandbox,
 ) -> None:
     """As with a variable for row-level security, or before the commit."""
     reply: dict[str, Any] = sandbox.issue("cd456")
