@@ -149,8 +149,8 @@ def _store(
 
     def write() -> int:
         same = {
-            "id": credential.pk,
             "identity": credential.identity,
+            "id": credential.pk,
             "generation": attempt.generation,
         }
         return update_row(alias, type(credential), columns, where=same, constants=REFRESHED)
