@@ -71,10 +71,15 @@ class BlockReason(TextChoices):
     UNANSWERED = "unanswered", _("Keap accepts requests but does not reply")
     UNAVAILABLE = "unavailable", _("Keap cannot be reached or returns errors")
     MISCONFIGURED = "misconfigured", _("no request to Keap can be made from this site")
+    DISTRUSTED = "distrusted", _("Keap rejects one account after the other")
 
 
 # A site administrator must act: no retry helps.
-ACTION_REQUIRED: Final = (BlockReason.REJECTED, BlockReason.MISCONFIGURED)
+ACTION_REQUIRED: Final = (
+    BlockReason.REJECTED,
+    BlockReason.MISCONFIGURED,
+    BlockReason.DISTRUSTED,
+)
 
 
 class Outcome(TextChoices):

@@ -63,6 +63,10 @@ class SpoolError(ConfigurationError):
     """The spool holds a reply of Keap's that this process cannot read; it is kept."""
 
 
+class RejectionDoubted(TemporarilyUnavailable):
+    """Keap rejected the grant, as many others in a row: the app retries, and asks for help."""
+
+
 class ReplacedRecently(TemporarilyUnavailable):
     """The API rejected an access token, and a new one was issued or requested shortly before."""
 

@@ -14,9 +14,14 @@ from django_infusionsoft.choices import Status
 from django_infusionsoft.connect import connection_check, grants, importer, profiles
 from django_infusionsoft.connect.connection_check import Answer
 from django_infusionsoft.keap.oauth import TokenPair, normalize_account
-from django_infusionsoft.refresh import runs, single
+from django_infusionsoft.refresh import runs, single, trust
 from django_infusionsoft.refresh.run_result import Run
-from django_infusionsoft.storage.applications import Application, ApplicationState, client_of
+from django_infusionsoft.storage.applications import (
+    Application,
+    ApplicationState,
+    ClientState,
+    client_of,
+)
 from django_infusionsoft.storage.counts import DailyCount
 from django_infusionsoft.storage.credentials import CredentialRow, note_clock_offset
 from django_infusionsoft.storage.database import DatabaseNow
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Application",
     "ApplicationState",
+    "ClientState",
     "Credential",
     "CredentialEvent",
     "CredentialManager",
@@ -206,6 +212,16 @@ class CredentialManager(models.Manager["Credential"]):
             expected=expected,
             may_connect=may_connect,
         )
+
+    @alters_data
+    def believe_rejections(self) -> int:
+        """Believe that the accounts have ended which Keap rejects one after the other.
+
+        For a day. The next run presents their refresh tokens once more.
+
+        :returns: how many accounts have been rejected and not believed so far.
+        """
+        return trust.believe_rejections(self._db or router.db_for_write(self.model))
 
     @alters_data
     def refresh_due(

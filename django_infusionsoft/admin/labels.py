@@ -58,6 +58,7 @@ BLOCK_REASONS: Final[Mapping[str, Any]] = {
     BlockReason.REJECTED: gettext_lazy("Keap rejects the client of this account's application."),
     BlockReason.UNANSWERED: gettext_lazy("Keap accepts requests but does not reply."),
     BlockReason.UNAVAILABLE: gettext_lazy("Keap cannot be reached or returns errors."),
+    BlockReason.DISTRUSTED: gettext_lazy("Keap rejects one account after the other."),
     BlockReason.MISCONFIGURED: gettext_lazy("No request to Keap can be made from this site."),
 }
 _AUTOMATIC_RETRY: Final = gettext_lazy(
@@ -72,6 +73,10 @@ BLOCK_ADVICE: Final[Mapping[str, Any]] = {
     ),
     BlockReason.UNANSWERED: _AUTOMATIC_RETRY,
     BlockReason.UNAVAILABLE: _AUTOMATIC_RETRY,
+    BlockReason.DISTRUSTED: gettext_lazy(
+        "Check whether the client id and the client secret are those of another client. The "
+        "accounts are retried one at a time."
+    ),
     BlockReason.MISCONFIGURED: gettext_lazy(
         "A site administrator must fix a setting or the server's environment: the command "
         "infusionsoft_status shows the error. Refreshes then resume automatically."

@@ -12,10 +12,10 @@ USER_PATH: Final = "v2/oauth/connect/userinfo"
 CHECK_TIMEOUT_SECONDS: Final = 5.0
 
 
-def is_accepted(access_token: str) -> bool:
-    """Whether Keap's API accepts an access token; false if there is no reply."""
+def status_for(access_token: str) -> int | None:
+    """Return the status of the API's reply to an access token; ``None`` if there is none."""
     response = ask(access_token, with_body=False)
-    return response is not None and response.status_code == 200
+    return None if response is None else response.status_code
 
 
 def ask(access_token: str, *, with_body: bool = True) -> requests.Response | None:

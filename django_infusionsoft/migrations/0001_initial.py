@@ -242,6 +242,7 @@ class Migration(migrations.Migration):
                     "last_error",
                     models.TextField(blank=True, editable=False, verbose_name="last error"),
                 ),
+                ("is_doubted", models.BooleanField(default=False, editable=False)),
                 ("presented_again_at", models.DateTimeField(editable=False, null=True)),
                 ("api_rejections", models.PositiveIntegerField(default=0, editable=False)),
                 ("failing_since", models.DateTimeField(editable=False, null=True)),
@@ -445,6 +446,7 @@ class Migration(migrations.Migration):
                             ("unanswered", "Keap accepts requests but does not reply"),
                             ("unavailable", "Keap cannot be reached or returns errors"),
                             ("misconfigured", "no request to Keap can be made from this site"),
+                            ("distrusted", "Keap rejects one account after the other"),
                         ],
                         max_length=20,
                         verbose_name="problem",
@@ -457,6 +459,8 @@ class Migration(migrations.Migration):
                 ("probes", models.PositiveIntegerField(default=0, verbose_name="failed probes")),
                 ("probe_at", models.DateTimeField(verbose_name="next probe")),
                 ("is_alerted", models.BooleanField(default=False, editable=False)),
+                ("is_suspect", models.BooleanField(default=False, editable=False)),
+                ("believed_until", models.DateTimeField(editable=False, null=True)),
                 ("reserved_until", models.DateTimeField(editable=False, null=True)),
                 (
                     "application",
@@ -513,5 +517,36 @@ class Migration(migrations.Migration):
             constraint=models.UniqueConstraint(
                 fields=("application_key", "account"), name="infusionsoft_one_row_per_account"
             ),
+        ),
+        migrations.CreateModel(
+            name="ClientState",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("mark", models.CharField(max_length=16)),
+                ("refusals", models.PositiveIntegerField(default=0)),
+                (
+                    "state",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="clients",
+                        to="django_infusionsoft.applicationstate",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "client state",
+                "verbose_name_plural": "client states",
+                "default_permissions": (),
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("state", "mark"), name="infusionsoft_one_state_per_client"
+                    )
+                ],
+            },
         ),
     ]

@@ -208,6 +208,8 @@ def _subject(pending: PendingAlerts, health: Health) -> str:
     reasons = {state.block_reason for state in pending.rejected}
     if BlockReason.REJECTED in reasons:
         return _("Keap rejects the client")
+    if BlockReason.DISTRUSTED in reasons:
+        return _("Keap rejects one account after the other")
     if reasons:
         return _("No request to Keap can be made")
     if count := len(pending.lost) + len(pending.failing):

@@ -20,12 +20,15 @@ from typing import Final, Self
 
 from django.db import connections
 
+from django_infusionsoft.choices import Outcome
 from django_infusionsoft.exceptions import (
     ConfigurationError,
     DecryptionError,
     OutcomeUnknown,
     RateLimited,
+    ReauthorizationRequired,
     RefreshInProgress,
+    RejectionDoubted,
     SpoolError,
     TemporarilyUnavailable,
 )
@@ -85,6 +88,8 @@ class AttemptPool:
         self._unreported: list[AttemptResult] = []
         self._retry_delays = retry_pauses()
         self._failures: Counter[int | None] = Counter()
+        # The applications with a rejection since the last success: claims made before do not know.
+        self._suspects: set[int | None] = set()
         self.is_halted = False
         """Whether a failure keeps the threads from sending anything, until ``resume()``."""
 
@@ -263,10 +268,16 @@ class AttemptPool:
             if call.result is None:
                 self._unused.append(call.claim)
                 return []
+            credential = call.claim.credential
+            credential.is_suspect |= credential.application_id in self._suspects
             result = record_outcome(call.result, retry_delays=self._retry_delays)
         finally:
             self._under_way.discard(call)
         self._retry_delays = retry_pauses()  # the database is available
+        if result.outcome == Outcome.OK:
+            self._suspects.discard(credential.application_id)
+        elif isinstance(result.error, ReauthorizationRequired | RejectionDoubted):
+            self._suspects.add(credential.application_id)
         self._unreported.append(result)
         return [result]
 

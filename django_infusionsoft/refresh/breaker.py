@@ -23,6 +23,7 @@ from django_infusionsoft.exceptions import (
     ConfigurationError,
     InfusionsoftError,
     OutcomeUnknown,
+    RejectionDoubted,
     TemporarilyUnavailable,
 )
 from django_infusionsoft.keap import oauth
@@ -49,9 +50,59 @@ QUIET_SECONDS: Final = 3600.0
 HANGING_SECONDS: Final = 1.0
 
 
-def is_open(alias: str) -> Exists:
-    """Whether a credential's application is blocked: for ``filter()``."""
-    return Exists(blocked(alias).filter(application_key=OuterRef("application_key")))
+def is_open(alias: str, *, force: bool = False) -> Exists:
+    """Whether a credential's application is blocked: for ``filter()``.
+
+    :param force: whether a user has asked for a refresh, which may show that Keap is right again.
+    """
+    found = blocked(alias).filter(application_key=OuterRef("application_key"))
+    return Exists(found.exclude(block_reason=BlockReason.DISTRUSTED) if force else found)
+
+
+def distrust(alias: str, application: Application | None, error: str) -> None:
+    """Block an application whose accounts Keap rejects one after the other, and report it."""
+    with own_transaction(alias):
+        state = state_of(alias, application)
+        row = row_of(alias, state).filter(block_reason=BlockReason.NONE)
+        is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS))
+        columns: dict[str, Any] = {
+            "block_reason": BlockReason.DISTRUSTED,
+            "last_error": error,
+            "tried_clients": mark_of(application),
+            "since": DatabaseNow(),
+            "probes": 0,
+            "probe_at": from_now(timing.probe_pause(0)),
+        }
+        must_report = row.exclude(is_quiet).update(**columns, notified_at=DatabaseNow())
+        if not must_report:
+            row.update(**columns)
+    if must_report:
+        logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
+        signals.application_rejected.send_robust(
+            sender=type(state), application=application, error=error
+        )
+
+
+def trust(alias: str, state: ApplicationState) -> bool:
+    """Unblock a distrusted application; return whether it was one."""
+    row = row_of(alias, state).filter(block_reason=BlockReason.DISTRUSTED)
+    with own_transaction(alias):
+        was_reported = row.filter(is_told()).update(block_reason=BlockReason.NONE)
+        is_changed = was_reported or row.update(block_reason=BlockReason.NONE)
+    if was_reported:
+        logger.info("application_accepted application=%s", _name(state))
+        signals.application_accepted.send_robust(sender=type(state), application=state.application)
+    return bool(is_changed)
+
+
+def claim_turn(alias: str, state: ApplicationState) -> bool:
+    """Claim the right to present one refresh token of a distrusted application."""
+    if not _claim_probe(alias, state):
+        return False
+    pause = timing.probe_pause(state.probes + 1)
+    with own_transaction(alias):
+        _same_block(alias, state).update(probe_at=from_now(pause))
+    return True
 
 
 def trip(alias: str, application: Application | None, error: InfusionsoftError) -> bool:
@@ -67,11 +118,11 @@ def trip(alias: str, application: Application | None, error: InfusionsoftError) 
         state = state_of(alias, application)
         has_tripped = (
             row_of(alias, state)
-            .filter(block_reason=BlockReason.NONE)
+            .filter(block_reason__in=(BlockReason.NONE, BlockReason.DISTRUSTED))
             .update(
                 block_reason=block_reason,
                 last_error=str(error),
-                tried_clients=_mark_of(application, block_reason),
+                tried_clients=mark_of(application, block_reason),
                 since=DatabaseNow(),
                 # A time ahead is not of this block: the database's clock has stepped back.
                 notified_at=Case(
@@ -98,7 +149,7 @@ def require_closed(alias: str, application: Application | None) -> None:
     found = blocked(alias).filter(application=application)
     with own_transaction(alias):
         state = found.first()
-    if state is None or _probe(alias, state):
+    if state is None or (not _is_distrusted(state) and _probe(alias, state)):
         return
     with own_transaction(alias):
         state = found.first()
@@ -109,6 +160,8 @@ def require_closed(alias: str, application: Application | None) -> None:
             f"Keap rejects the client ({state}), so no request is sent: check the client id and "
             f"the client secret. The app checks automatically whether Keap accepts them again."
         )
+    if _is_distrusted(state):
+        raise RejectionDoubted(state.last_error, retry_after=timing.MIN_PROBE_PAUSE_SECONDS)
     if state.block_reason == BlockReason.MISCONFIGURED:
         raise ConfigurationError(
             f"{state.last_error} The app checks automatically whether this is resolved."
@@ -137,6 +190,8 @@ def probe_all(alias: str, *, may_send: bool, is_over: Callable[[], bool]) -> tup
         found = list(blocked(alias).order_by("probe_at", "pk"))
     count, patience, is_hanging = len(found), _patience(), False
     for state in found if may_send else ():
+        if _is_distrusted(state):
+            continue
         started = time.monotonic()
         if _probe(alias, state):
             count -= 1
@@ -150,6 +205,11 @@ def probe_all(alias: str, *, may_send: bool, is_over: Callable[[], bool]) -> tup
 def _patience() -> float:
     """Return after how many seconds a failed probe shows that Keap hangs."""
     return min(HANGING_SECONDS, conf.CONNECT_TIMEOUT_SECONDS, conf.READ_TIMEOUT_SECONDS)
+
+
+def _is_distrusted(state: ApplicationState) -> bool:
+    """Whether only a refresh token can show that the application may be used again."""
+    return state.block_reason == BlockReason.DISTRUSTED
 
 
 def _block_reason(error: InfusionsoftError) -> BlockReason:
@@ -185,7 +245,7 @@ def _probe(alias: str, state: ApplicationState) -> bool:
 
 def _claim_probe(alias: str, state: ApplicationState) -> bool:
     """Claim one probe: when it is due, or at once with a client that was not rejected yet."""
-    mark = _mark_of(state.application, BlockReason(state.block_reason))
+    mark = mark_of(state.application, BlockReason(state.block_reason))
     marks = state.tried_clients.split()
     row = _same_block(alias, state).filter(probes=state.probes)
     if state.block_reason not in ACTION_REQUIRED or mark in marks:
@@ -275,7 +335,9 @@ def _name(state: ApplicationState) -> str:
     return quoted(state.application or "settings")
 
 
-def _mark_of(application: Application | None, block_reason: BlockReason) -> str:
+def mark_of(
+    application: Application | None, block_reason: BlockReason = BlockReason.REJECTED
+) -> str:
     """Return a keyed hash that tells clients apart and reveals nothing of their secrets.
 
     It also tells machines apart if the environment may be wrong.

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, connections
-from django.db.models import Case, F, Q, QuerySet, When
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 
 from django_infusionsoft.choices import DOUBTFUL, Reason, Status
 from django_infusionsoft.exceptions import DatabaseBusy, DecryptionError, RefreshInProgress
@@ -23,7 +23,7 @@ from django_infusionsoft.keap.transport import (
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.refresh import breaker, rate_limit
 from django_infusionsoft.refresh.spool import SpooledError, SpoolKey
-from django_infusionsoft.storage.applications import blocked_keys, from_now
+from django_infusionsoft.storage.applications import ApplicationState, blocked_keys, from_now
 from django_infusionsoft.storage.credentials import (
     NO_LEASE,
     CredentialRow,
@@ -119,7 +119,7 @@ def claim(
     again = force and credential.is_presented_again
     with own_transaction(alias):
         is_claimable = _is_claimable(force=force, again=again)
-        row = row_of(credential).filter(is_claimable, ~breaker.is_open(alias))
+        row = row_of(credential).filter(is_claimable, ~breaker.is_open(alias, force=force))
         row = row.filter(generation=credential.generation if seen is None else seen)
         is_taken, holder = _acquire_one(row, lease, again=again)
         ours = _held_by(lease, row_of(credential)) if is_taken else []
@@ -199,17 +199,19 @@ def _require_same_refresh_token(known: CredentialRow, claimed: Claim) -> None:
             )
 
 
-def claim_batch(due: QuerySet[CredentialRow], size: int) -> list[Claim]:
+def claim_batch(due: QuerySet[CredentialRow], size: int, *, in_turn: bool = False) -> list[Claim]:
     """Take one lease over up to ``size`` of the due credentials, the most urgent first.
 
     None of them may be presented before ``mark_used()``: a process that dies before that has cost
     no attempt.
+
+    :param in_turn: whether to claim even if the application is blocked.
     """
     lease = _new_lease()
     with own_transaction(due.db):
-        found, taken = _acquire_batch(due, lease, size)
+        found, taken = _acquire_batch(due, lease, size, in_turn=in_turn)
         while found and not taken:  # without SKIP LOCKED, other workers may have been faster
-            found, taken = _acquire_batch(due, lease, size)
+            found, taken = _acquire_batch(due, lease, size, in_turn=in_turn)
         if not taken:
             return []
         claimed = {each.pk: each for each in _held_by(lease, _rows(due, found))}
@@ -309,7 +311,14 @@ def held(credential: CredentialRow, lease_id: str, generation: int) -> QuerySet[
 def _held_by(lease: Lease, credentials: QuerySet[CredentialRow]) -> list[CredentialRow]:
     """Return the rows that the lease holds."""
     found = credentials.filter(lease_id=lease.id).select_related("application")
-    rows = found.annotate(database_now=DatabaseNow(), schema=TableSchema(found.model))
+    suspect = ApplicationState._base_manager.using(credentials.db).filter(
+        application_key=OuterRef("application_key"), is_suspect=True
+    )
+    rows = found.annotate(
+        database_now=DatabaseNow(),
+        schema=TableSchema(found.model),
+        is_suspect=Exists(suspect),  # type: ignore[no-redef]  # declared with its default
+    )
     for row in rows:
         note_clock_offset(row, row.database_now)
         row.table_schema = row.schema
@@ -321,11 +330,14 @@ def _new_lease() -> Lease:
     return Lease(id=uuid.uuid4().hex, ends_at=time.monotonic() + lease_seconds())
 
 
-def _acquire_batch(due: QuerySet[CredentialRow], lease: Lease, size: int) -> tuple[list[Any], int]:
+def _acquire_batch(
+    due: QuerySet[CredentialRow], lease: Lease, size: int, *, in_turn: bool
+) -> tuple[list[Any], int]:
     """Return the free rows as they were before the claim, and how many were claimed."""
     free = due.filter(is_idle(), status=Status.CONNECTED)
     # A query of its own: as a subquery it would make the database sort all due rows.
-    if blocked := blocked_keys(due.db, reserved_for=rate_limit.wait_range()):
+    blocked = [] if in_turn else blocked_keys(due.db, reserved_for=rate_limit.wait_range())
+    if blocked:
         free = free.exclude(application_key__in=blocked)
     urgent = free.order_by("refresh_at").values_list(
         "pk", "lease_is_used", "lease_holder", "refresh_at"

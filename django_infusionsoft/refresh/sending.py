@@ -25,7 +25,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.keap.transport import Call
-from django_infusionsoft.keap.userinfo import is_accepted
+from django_infusionsoft.keap.userinfo import status_for
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import spool
 from django_infusionsoft.refresh.leases import Claim, spool_key
@@ -190,9 +190,12 @@ def _diagnose_rejection(claim: Claim, error: GrantRejected) -> GrantRejected:
     if error.reason or not is_first or not has_time or not credential.has_valid_access_token:
         return error
     try:
-        if not is_accepted(credential.access_token):
-            return error
+        status = status_for(credential.access_token)
     except DecryptionError:
+        return error
+    if status == 401:
+        return GrantRejected(str(error), reason=Reason.REVOKED)
+    if status != 200:
         return error
     return GrantRejected(
         "Keap rejected a refresh token that this site had never presented, but accepts the "

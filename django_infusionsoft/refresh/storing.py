@@ -31,13 +31,14 @@ from django_infusionsoft.exceptions import (
     RateLimited,
     ReauthorizationRequired,
     RefreshInProgress,
+    RejectionDoubted,
     SpoolError,
     TemporarilyUnavailable,
 )
 from django_infusionsoft.fields import seal
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.monitoring import history
-from django_infusionsoft.refresh import breaker, spool, timing
+from django_infusionsoft.refresh import breaker, spool, timing, trust
 from django_infusionsoft.refresh.leases import held, persist_or_keep, spool_key
 from django_infusionsoft.refresh.sending import Attempt
 from django_infusionsoft.refresh.timing import Plan
@@ -62,6 +63,7 @@ RENEWED: Final[Mapping[str, Any]] = {
     "failures": 0,
     "unanswered_attempts": 0,
     "may_be_rotated": False,
+    "is_doubted": False,
     "last_error": "",
     "failing_since": None,
     "failed_outcome": "",
@@ -160,6 +162,7 @@ def _store(
     spooled.discard()
     if is_ours:
         apply_columns(credential, {**columns, **REFRESHED})
+        _note_success(credential)
         kind = EventKind.RECOVERED if is_recovery else EventKind.REFRESHED
         return AttemptResult(attempt, Outcome.OK, kind=kind)
     reload(credential)
@@ -168,6 +171,13 @@ def _store(
         return AttemptResult(attempt, Outcome.OK, kind=EventKind.LATE_REPLY_DROPPED)
     # A request to Keap is always reported; a recovery, by the process that stored the pair.
     return AttemptResult(attempt, Outcome.OK, kind=None if is_recovery else EventKind.REFRESHED)
+
+
+def _note_success(credential: CredentialRow) -> None:
+    try:
+        trust.note_success(credential)
+    except (Error, DatabaseBusy):  # the next success does it
+        logger.exception("success_not_noted credential=%s", credential.pk)
 
 
 def is_stored(credential: CredentialRow, spooled: spool.SpooledPair) -> bool:
@@ -201,6 +211,11 @@ def _mark_rejected(
 ) -> AttemptResult:
     """Accept a rejection only if the generation and the lease are still the attempt's."""
     credential = attempt.credential
+    is_doubtful = _is_doubtful(attempt, error)
+    if is_doubtful and not _persist(
+        lambda: trust.is_believed(credential), attempt, error, retry_delays
+    ):
+        return _doubt(attempt, error, retry_delays)
     if error.reason == Reason.USED_ELSEWHERE and _persist(
         lambda: history.has_presented(credential, attempt.fingerprint),
         attempt,
@@ -219,6 +234,8 @@ def _mark_rejected(
         "reason": error.reason or default_reason,
         "last_error": str(error),
         "refresh_at": None,
+        # Not twice: since the first time, the client has proved to be right.
+        "is_doubted": is_doubtful and not credential.is_doubted,
     }
     # A mail may have reported an earlier loss, and none yet that it was resolved.
     if not _write(attempt, error, retry_delays, **columns, is_alerted=False):
@@ -226,6 +243,35 @@ def _mark_rejected(
     apply_columns(credential, {**columns, "generation": attempt.generation})
     kind = EventKind.REAUTHORIZATION_REQUIRED
     return AttemptResult(attempt, Outcome.REJECTED, reauthorization_error(credential), kind)
+
+
+def _is_doubtful(attempt: Attempt, error: ReauthorizationRequired) -> bool:
+    """Whether the cause of a rejection may be the client or the server."""
+    credential = attempt.credential
+    return (
+        isinstance(error, GrantRejected)
+        and error.reason in ("", Reason.USED_ELSEWHERE)
+        and not (credential.unanswered_attempts or credential.may_be_rotated)
+    )
+
+
+def _doubt(
+    attempt: Attempt, error: ReauthorizationRequired, retry_delays: Iterator[float] | None
+) -> AttemptResult:
+    """Keep an account that Keap has rejected, and let it wait for its next turn."""
+    credential = attempt.credential
+    pause = timing.turn_pause(credential.failures)
+    doubted = RejectionDoubted(f"{error} {trust.DISTRUST}", retry_after=pause)
+    columns = {
+        **_failure(Outcome.UNAVAILABLE, doubted),
+        "failures": F("failures") + 1,
+        "refresh_at": from_now(pause),
+        "is_doubted": True,
+    }
+    if not _write(attempt, error, retry_delays, **columns):
+        return _superseded(attempt)
+    attempt = replace(attempt, reply=doubted)
+    return AttemptResult(attempt, Outcome.UNAVAILABLE, doubted, EventKind.REFRESH_FAILED)
 
 
 def _keep_rejected(

@@ -12,7 +12,11 @@ from django.db.models import QuerySet
 
 from django_infusionsoft.choices import Outcome
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import ClientRejected, InfusionsoftError
+from django_infusionsoft.exceptions import (
+    ClientRejected,
+    InfusionsoftError,
+    RejectionDoubted,
+)
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.refresh import breaker, rate_limit, receivers
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
@@ -20,6 +24,7 @@ from django_infusionsoft.refresh.leases import Claim, claim_batch, mark_used, re
 from django_infusionsoft.refresh.reporting import report_previous
 from django_infusionsoft.refresh.run_result import Ended, Run
 from django_infusionsoft.refresh.storing import AttemptResult
+from django_infusionsoft.refresh.turns import take_turns
 from django_infusionsoft.storage.credentials import CredentialRow, alias_of
 from django_infusionsoft.storage.database import own_transaction
 
@@ -92,7 +97,8 @@ class Sweep:
             if ahead:
                 return  # neither leases nor answers must wait for receivers
             receivers.send_waiting()
-        if self.must_probe:
+        must_probe = self.must_probe
+        if must_probe:
             if ahead:
                 return  # answers must not wait for a probe
             self.run.stopped, is_hanging = breaker.probe_all(
@@ -105,7 +111,8 @@ class Sweep:
             self.must_probe = False
             if self.run.ended != Ended.DONE:  # probes take time
                 return
-        claims = claim_batch(self.due, room)
+        claims = take_turns(self.due) if must_probe else []
+        claims += claim_batch(self.due, room)
         # First, so that they are released if anything fails.
         self.waiting.extend((math.inf, claim) for claim in claims)
         for claim in claims:
@@ -148,6 +155,8 @@ class Sweep:
             return
         for result in self.pool.results(timeout_seconds=pause):
             self._count(result)
+            if isinstance(result.error, RejectionDoubted):
+                self._pause_for_probe()
         if self.pool.is_halted:
             self._pause_for_probe()
         if time.monotonic() - self.seen_at > HEARTBEAT_SECONDS:
@@ -161,6 +170,8 @@ class Sweep:
         match result.outcome:
             case Outcome.OK if self.concurrency == 1 and not self.must_probe:
                 self.concurrency = conf.REFRESH_CONCURRENCY
+                # It may have unblocked its application.
+                self.must_probe = bool(self.run.stopped)
             case Outcome.UNAVAILABLE if error and self.pool.is_failing(credential.application_id):
                 self._trip(credential, error)
         if result.outcome == Outcome.MISCONFIGURED and not isinstance(error, ClientRejected):

@@ -72,6 +72,11 @@ def replacement_pause(rejections: int) -> float:
     return min(pause, MAX_BACKOFF_SECONDS)
 
 
+def turn_pause(failures: int) -> float:
+    """Return the pause in seconds of an account whose rejection is not believed: 1 h or 1 day."""
+    return 3600.0 if failures < 24 else 86_400.0
+
+
 def probe_pause(probes: int, *, longest: float = MAX_PROBE_PAUSE_SECONDS) -> float:
     """Return the pause in seconds after this many failed probes: 15, 30, … ``longest``."""
     return min(MIN_PROBE_PAUSE_SECONDS * 2.0 ** min(probes, 10), longest)

@@ -127,6 +127,10 @@ class ApplicationState(models.Model):
     probe_at = models.DateTimeField(_("next probe"))
     # Whether a mail has reported the block.
     is_alerted = models.BooleanField(default=False, editable=False)
+    # Whether a rejection of a grant was counted since the last success.
+    is_suspect = models.BooleanField(default=False, editable=False)
+    # Until when all rejections are believed, because an administrator said so.
+    believed_until = models.DateTimeField(null=True, editable=False)
     # Until when every slot of the rate limit is taken.
     reserved_until = models.DateTimeField(null=True, editable=False)
 
@@ -146,6 +150,31 @@ class ApplicationState(models.Model):
 
     def __str__(self) -> str:
         return str(self.application or _("client in the settings"))
+
+
+class ClientState(models.Model):
+    """How many grants Keap has rejected in a row for one client of an application.
+
+    Machines may have different ones, and the success of one says nothing about another.
+    """
+
+    state = models.ForeignKey(ApplicationState, on_delete=models.CASCADE, related_name="clients")
+    # A keyed hash of the client id and secret.
+    mark = models.CharField(max_length=16)
+    refusals = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("client state")
+        verbose_name_plural = _("client states")
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["state", "mark"], name="infusionsoft_one_state_per_client"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.mark}"
 
 
 def client_of(application: Application | None) -> Client:

@@ -155,6 +155,8 @@ class CredentialRow(GuardedModel):
     )
     # How many times in a row the access token was replaced because the API had rejected it.
     api_rejections = models.PositiveIntegerField(default=0, editable=False)
+    # Whether the last rejection of the refresh token may be due to the client or the server.
+    is_doubted = models.BooleanField(default=False, editable=False)
     # When a user last had a rejected refresh token presented again.
     presented_again_at = models.DateTimeField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
@@ -172,6 +174,9 @@ class CredentialRow(GuardedModel):
     clock_offset = timedelta(0)
     # The PostgreSQL schema of the row's table, once it is known; empty on other databases.
     table_schema: str | None = None
+    # Whether Keap had rejected another account of the application when this one was claimed, and
+    # none had been refreshed since.
+    is_suspect = False
 
     if TYPE_CHECKING:
         application_id: int | None

@@ -144,9 +144,10 @@ def test_thirty_accounts_lost_in_one_run_are_reported_in_one_mail(mailoutbox: Ou
                 account=account,
                 access_token=reply["access_token"],
                 refresh_token=reply["refresh_token"],
-                expires_at=timezone.now() - MINUTE,
+                expires_at=timezone.now() + 60 * MINUTE,
             )
             sandbox.revoke(account)
+        Credential.objects.update(refresh_at=timezone.now() - MINUTE)
         assert run() == {"rejected": 30}
     assert [mail.subject for mail in mailoutbox] == ["[Keap] 30 accounts need attention"]
 

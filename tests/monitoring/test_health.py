@@ -274,7 +274,13 @@ def test_as_dict_contains_counts_and_the_last_run(make: Make) -> None:
         "overdue_seconds": 0,
         "clock_stepped_at": None,
         "days": [],
-        "applications": {"rejected": 0, "unanswered": 0, "unavailable": 0, "misconfigured": 0},
+        "applications": {
+            "rejected": 0,
+            "unanswered": 0,
+            "unavailable": 0,
+            "misconfigured": 0,
+            "distrusted": 0,
+        },
     }
     assert set(last_run) == {
         "seen_at",

@@ -66,6 +66,12 @@ class Command(BaseCommand):
             f"{RUN_TIME_LIMIT_SECONDS:g}, for a run that is started every minute",
         )
         parser.add_argument(
+            "--believe-rejections",
+            action="store_true",
+            help="first believe that the accounts have ended which Keap rejects one after the "
+            "other, for a day",
+        )
+        parser.add_argument(
             "--json", action="store_true", help="print one JSON object and nothing else on stdout"
         )
 
@@ -80,6 +86,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self._is_json, self._is_silent = options["json"], options["verbosity"] == 0
         account, limit = options["account"], options["time_limit"]
+        if options["believe_rejections"] and not options["dry_run"]:
+            Credential.objects.believe_rejections()
         if limit is not None and (options["dry_run"] or account is not None):
             raise CommandError(
                 "--time-limit applies only to runs: omit --account and --dry-run.",

@@ -1,0 +1,238 @@
+"""Rejections of many accounts in a row: by another valid client, or by a server that fails."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core import mail
+from django.core.management import call_command
+from django.test import override_settings
+from django.utils import timezone
+
+from django_infusionsoft import signals
+from django_infusionsoft.models import Application, ApplicationState, ClientState, Credential
+from django_infusionsoft.monitoring.health import HealthStatus, health_of
+from django_infusionsoft.refresh.trust import MAX_BELIEVED
+from django_infusionsoft.sandbox import Sandbox, faults
+from tests.mails import mailing_by
+from tests.support import SECOND, ask, keap_with, received, run
+
+pytestmark = pytest.mark.django_db
+
+Due = Callable[..., Credential]
+ACCOUNTS = [f"acc{number:02}" for number in range(14)]
+REFUSAL = faults.answer(400, {"error": "invalid_grant", "error_description": "Invalid token"})
+OTHER = override_settings(
+    INFUSIONSOFT_CLIENT_ID=SECOND.client_id, INFUSIONSOFT_CLIENT_SECRET=SECOND.client_secret
+)
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with (
+        mailing_by(),
+        override_settings(INFUSIONSOFT_ALERT_RECIPIENTS=["ops@example.com"]),
+        keap_with(ACCOUNTS) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def batch(sandbox: Sandbox, due: Due) -> list[Credential]:
+    return [due(account, 60 - number) for number, account in enumerate(ACCOUNTS)]
+
+
+def counts() -> tuple[int, int, int]:
+    """Return how many accounts are lost, are retried, and have new tokens."""
+    rows = Credential.objects
+    return (
+        rows.needs_reauthorization().count(),
+        rows.filter(status="connected", failures__gt=0).count(),
+        rows.filter(generation__gt=1).count(),
+    )
+
+
+def make_turn_due() -> None:
+    ApplicationState.objects.update(probe_at=timezone.now() - timedelta(seconds=1))
+
+
+def pass_hours() -> None:
+    past = timezone.now() - timedelta(seconds=1)
+    Credential.objects.filter(status="connected", failures__gt=0).update(refresh_at=past)
+    make_turn_due()
+
+
+def test_most_accounts_stay_when_another_client_is_configured(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    """And all come back with the right client, at once."""
+    with OTHER:
+        for _ in range(3):
+            run()
+        lost, retried, _ = counts()
+        assert lost == MAX_BELIEVED
+        assert retried < len(ACCOUNTS) - lost
+        assert health_of("default").status == HealthStatus.ACTION_REQUIRED
+    assert run() == {"refreshed": len(ACCOUNTS)}
+    assert counts() == (0, 0, len(ACCOUNTS))
+    assert health_of("default").status == HealthStatus.OK
+
+
+def test_one_mail_names_both_causes(sandbox: Sandbox, batch: list[Credential]) -> None:
+    with OTHER:
+        for _ in range(3):
+            run()
+            make_turn_due()
+    (alert,) = mail.outbox
+    assert alert.subject == "[Keap] Keap rejects one account after the other"
+    assert "those of another client" in str(alert.body)
+    assert "--believe-rejections" in str(alert.body)
+
+
+def test_one_account_at_a_time_is_tried_while_keap_rejects_everybody(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    before = len(sandbox.token_requests)
+    run()
+    assert len(sandbox.token_requests) == before  # it is not time yet
+    pauses = []
+    for number in range(1, 5):
+        make_turn_due()
+        run()
+        assert len(sandbox.token_requests) == before + number
+        state = ApplicationState.objects.get()
+        pauses.append(round((state.probe_at - timezone.now()).total_seconds(), -1))
+    assert pauses == sorted(set(pauses))
+    assert len({request.account for request in sandbox.token_requests}) == before + 4
+    assert counts()[0] == MAX_BELIEVED
+    sandbox.clear_plan()
+    make_turn_due()
+    run()
+    assert counts() == (0, 0, len(ACCOUNTS))
+
+
+def test_accounts_stay_in_the_turn_when_no_success_comes(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    sandbox.plan(REFUSAL, times=None)
+    for _ in range(12):
+        run()
+        make_turn_due()
+    assert counts() == (MAX_BELIEVED, len(ACCOUNTS) - MAX_BELIEVED, 0)
+    waiting = Credential.objects.connected().order_by("refresh_at")
+    hour = timezone.now() + timedelta(minutes=50)
+    assert not waiting.filter(refresh_at__lt=hour).exists()
+    pass_hours()
+    run()
+    assert waiting.filter(failures=2).count() == 1
+    waiting.update(failures=24)
+    pass_hours()
+    run()
+    assert waiting.filter(refresh_at__gt=timezone.now() + timedelta(hours=23)).count() == 1
+
+
+def test_accounts_that_have_really_ended_are_lost_after_a_success(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    ended = ACCOUNTS[:2]
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    sandbox.clear_plan()
+    for account in ended:
+        sandbox.plan(REFUSAL, times=None, account=account)
+    make_turn_due()
+    for _ in range(3):
+        run()
+        pass_hours()
+    lost = Credential.objects.needs_reauthorization().values_list("account", flat=True)
+    assert set(lost) == set(ended)
+    assert counts()[2] == len(ACCOUNTS) - 2
+    assert sandbox.presentations(batch[0].refresh_token) == 2  # no third time
+    assert not Credential.objects.filter(is_doubted=True).exists()
+
+
+def test_success_of_another_client_does_not_restore_the_trust(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    """Two machines with different clients take turns."""
+    for _ in range(3):
+        with OTHER:
+            run()
+            assert counts()[0] <= MAX_BELIEVED
+        make_turn_due()
+        run()
+        Credential.objects.update(refresh_at=timezone.now() - timedelta(minutes=1))
+    assert counts()[0] == 0
+    assert ClientState.objects.filter(refusals__gte=MAX_BELIEVED).count() == 1
+    assert ClientState.objects.filter(refusals=0).count() == 1
+
+
+def test_rejections_between_successes_are_believed(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    ended = ACCOUNTS[1::2]
+    for account in ended:
+        sandbox.plan(REFUSAL, times=None, account=account)
+    with override_settings(INFUSIONSOFT_REFRESH_CONCURRENCY=1):
+        assert run() == {"refreshed": 7, "rejected": 7}
+    assert not ApplicationState.objects.exclude(block_reason="").exists()
+
+
+@pytest.mark.parametrize("certainty", ["expired", "API"])
+def test_certain_rejections_are_believed_at_once(
+    sandbox: Sandbox, batch: list[Credential], certainty: str
+) -> None:
+    if certainty == "API":
+        for account in ACCOUNTS:
+            sandbox.revoke(account)
+    else:
+        text = {"error": "invalid_grant", "error_description": "Refresh Token expired"}
+        sandbox.plan(faults.answer(400, text), times=None)
+    assert run() == {"rejected": len(ACCOUNTS)}
+    assert counts()[0] == len(ACCOUNTS)
+
+
+def test_command_makes_the_app_believe_the_rest(sandbox: Sandbox, batch: list[Credential]) -> None:
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    with received(signals.reauthorization_required) as lost, pytest.raises(SystemExit):
+        call_command("infusionsoft_refresh", believe_rejections=True, stdout=StringIO())
+    assert len(lost) == len(ACCOUNTS) - MAX_BELIEVED
+    assert counts()[0] == len(ACCOUNTS)
+
+
+def test_caller_gets_a_temporary_error(sandbox: Sandbox, batch: list[Credential]) -> None:
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    Credential.objects.update(expires_at=timezone.now())
+    before = len(sandbox.token_requests)
+    waiting = Credential.objects.connected().filter(failures=0).first()
+    assert waiting
+    assert ask(waiting) in ("RejectionDoubted", "TemporarilyUnavailable")
+    assert len(sandbox.token_requests) == before
+
+
+def test_user_can_refresh_an_account_at_once_when_the_client_is_corrected(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    with OTHER:
+        run()
+    credential = Credential.objects.needs_reauthorization().first()
+    assert credential
+    credential.refresh()
+    assert run() == {"refreshed": len(ACCOUNTS) - 1}
+
+
+def test_other_application_goes_on(
+    sandbox: Sandbox, batch: list[Credential], due: Due, second: Application
+) -> None:
+    Credential.objects.filter(account__in=ACCOUNTS[9:]).delete()
+    for account in ACCOUNTS[9:]:
+        due(account, application=second)
+        sandbox.plan(faults.Fault(), times=None, account=account)
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    assert Credential.objects.filter(application=second, generation=2).count() == 5
