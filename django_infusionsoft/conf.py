@@ -185,7 +185,9 @@ class Conf:
         _not_negative,
     )
     EVENT_RETENTION_DAYS = Setting(
-        90.0, "how long events of a credential's history are kept; 0: for ever", _not_negative
+        90.0,
+        "how long events other than successful refreshes and imports are kept; 0: for ever",
+        _not_negative,
     )
     EVENT_RETENTION_REFRESHES = Setting(
         20,
@@ -195,7 +197,8 @@ class Conf:
     )
     OVERDUE_SECONDS = Setting(
         900.0,
-        "how long a refresh may be overdue, or no run seen, before the worker counts as behind",
+        "how long a refresh may be overdue, or no run seen, before the worker counts as behind; "
+        "how long refreshes may fail before an account counts as failing",
         _positive,
     )
     ALERT_RECIPIENTS: Setting[list[str]] = Setting(
@@ -212,7 +215,7 @@ class Conf:
     )
     SPOOL_DIR: Setting[str | os.PathLike[str]] = Setting(
         "/var/tmp/django-infusionsoft-{uid}",  # noqa: S108  # the spool checks owner and mode
-        "a directory for encrypted token pairs that are not in the database yet; ``{uid}`` is the "
+        "a directory for encrypted replies that are not in the database yet; ``{uid}`` is the "
         "id of the user that runs the process; empty: none",
         _absolute_or_empty,
         or_type=os.PathLike,

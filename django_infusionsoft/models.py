@@ -202,7 +202,7 @@ class CredentialManager(models.Manager["Credential"]):
             are of the same account, or neither's account is known.
         :param may_connect: called before, with the account's credential or ``None``, whose row is
             locked meanwhile.
-        :raises NotAllowed: it returned false. Nothing is stored.
+        :raises NotAllowed: ``may_connect`` returned false. Nothing is stored.
         """
         return grants.store(
             self.model,
@@ -215,9 +215,9 @@ class CredentialManager(models.Manager["Credential"]):
 
     @alters_data
     def believe_rejections(self) -> int:
-        """Believe that the accounts have ended which Keap rejects one after the other.
+        """Believe Keap's rejections of many accounts in a row, for a day.
 
-        For a day. The next run presents their refresh tokens once more.
+        The next run presents their refresh tokens once more.
 
         :returns: how many accounts have been rejected and not believed so far.
         """

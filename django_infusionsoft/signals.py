@@ -20,7 +20,7 @@ refresh_failed = Signal()
 # credential, reason: str, one of Credential.Reason
 reauthorization_required = Signal()
 # application: Application, or None for the client in the settings; error: str. Keap rejects its
-# client, or no request can be made with it.
+# client or one account after the other, or no request can be made.
 application_rejected = Signal()
 # application, as above: its client can be used again
 application_accepted = Signal()

@@ -13,7 +13,14 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from django_infusionsoft.admin import icons
 from django_infusionsoft.admin.icons import Icon
-from django_infusionsoft.choices import BlockReason, Condition, EventKind, Outcome, Reason
+from django_infusionsoft.choices import (
+    ACTION_REQUIRED,
+    BlockReason,
+    Condition,
+    EventKind,
+    Outcome,
+    Reason,
+)
 from django_infusionsoft.models import ApplicationState, Credential, CredentialEvent
 from django_infusionsoft.monitoring.health import Health
 from django_infusionsoft.text import distance
@@ -120,6 +127,8 @@ class Line:
         label = EVENT_LABELS.get(event.kind, event.get_kind_display())
         if self._is_failed_test:
             label = _("Connection test failed")
+        elif event.kind == EventKind.REFRESH_FAILED and event.outcome == Outcome.REJECTED:
+            return _("Keap rejected the refresh token again")
         reason = event.get_reason_display() or OUTCOME_LABELS.get(event.outcome, "")
         return f"{label}: {reason}" if reason and event.kind != EventKind.TESTED else str(label)
 
@@ -179,7 +188,7 @@ def _alive(credential: Credential, health: Health) -> Headline:
     block_reasons = {state.application_id: state.block_reason for state in states}
     is_failing = credential.condition == Condition.FAILING
     if block_reason := block_reasons.get(credential.application_id):
-        is_waiting = is_failing and block_reason != BlockReason.REJECTED
+        is_waiting = is_failing and block_reason not in ACTION_REQUIRED
         advice = FAILING_ADVICE if is_waiting else BLOCK_ADVICE[block_reason]
         return _retrying(credential, BLOCK_REASONS[block_reason], str(advice))
     if credential.failures:
@@ -196,7 +205,7 @@ def _alive(credential: Credential, health: Health) -> Headline:
 
 def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> Headline:
     if credential.needs_operator:
-        text = _("This account cannot be refreshed until an operator of this site acts.")
+        text = _("This account cannot be refreshed until a site administrator acts.")
         step = _(
             "Do what the message says, or reconnect the account. The app retries automatically."
         )
@@ -210,7 +219,7 @@ def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> 
     ]
     if credential.reason == Reason.USED_ELSEWHERE:
         steps.insert(0, str(USED_ELSEWHERE))
-    elif credential.reason == Reason.UNANSWERED and may_refresh:
+    if credential.may_be_refreshed and may_refresh:
         steps.append(_("Or press “Refresh now” for one more attempt."))
     return Headline(Condition.NEEDS_ATTENTION, text, " ".join(steps), credential.last_error)
 

@@ -28,7 +28,7 @@ from django_infusionsoft.storage.credentials import (
     alias_of,
     row_of,
 )
-from django_infusionsoft.storage.database import DatabaseNow, persist
+from django_infusionsoft.storage.database import DatabaseNow, is_in_testcase, persist
 
 MayConnect = Callable[[CredentialRow | None], bool]
 
@@ -91,15 +91,7 @@ def store(
     if isinstance(result, NotAllowed):
         raise result
     credential, created = result
-    kind = EventKind.CONNECTED if created else EventKind.RECONNECTED
-    history.record(
-        credential,
-        EventKind.IMPORTED if imported else kind,
-        on_its_own=not imported,
-        user=user,
-        # Recognizes the refresh token if the same export is imported again after a refresh.
-        fingerprint=history.fingerprint(pair.refresh_token or "") if imported else "",
-    )
+    _record(credential, pair, created=created, imported=imported, user=user)
 
     def notify() -> None:
         signals.credential_connected.send_robust(
@@ -138,10 +130,29 @@ def disconnect(credential: CredentialRow, *, user: AbstractBaseUser | None = Non
     )
 
 
+def _record(
+    credential: CredentialRow,
+    pair: TokenPair,
+    *,
+    created: bool,
+    imported: bool,
+    user: AbstractBaseUser | None,
+) -> None:
+    """Write the event of a stored token pair."""
+    kind = EventKind.CONNECTED if created else EventKind.RECONNECTED
+    history.record(
+        credential,
+        EventKind.IMPORTED if imported else kind,
+        on_its_own=not imported,
+        user=user,
+        # Recognizes the refresh token if the same export is imported again after a refresh.
+        fingerprint=history.fingerprint(pair.refresh_token or "") if imported else "",
+    )
+
+
 def _after_commit(alias: str, notify: Callable[[], None]) -> None:
     """Call ``notify`` after the caller's commit; in a ``TestCase``, which never commits, now."""
-    blocks = connections[alias].atomic_blocks
-    if blocks and not any(getattr(block, "_from_testcase", False) for block in blocks):
+    if connections[alias].atomic_blocks and not is_in_testcase(alias):
         transaction.on_commit(notify, using=alias)
     else:
         notify()

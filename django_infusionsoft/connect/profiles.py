@@ -38,7 +38,6 @@ TIMEOUT_SECONDS: Final = 10
 # The token pair (access and refresh token) and all that is known about it.
 GRANT_FIELDS: Final = (
     *(name for name in SHARED_FIELDS if name != "generation"),
-    "connected_at",
     "authorized_by_id",
     "account_name",
     "keap_user",

@@ -27,7 +27,12 @@ from django_infusionsoft.choices import ACTION_REQUIRED, BlockReason, Condition,
 from django_infusionsoft.conf import conf
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.monitoring.health import Health, HealthStatus, health_of
-from django_infusionsoft.storage.applications import ApplicationState, from_now, is_told, states
+from django_infusionsoft.storage.applications import (
+    ApplicationState,
+    from_now,
+    states,
+    was_notified,
+)
 from django_infusionsoft.storage.credentials import CredentialRow, credential_model, in_condition
 from django_infusionsoft.storage.database import (
     DatabaseNow,
@@ -150,7 +155,7 @@ def _pending(alias: str, health: Health) -> PendingAlerts:
         resolved = _credentials(alias).filter(is_resolved, is_alerted=True)
         # As for the signal: not if it alternates, because machines have different clients.
         rejected = states(alias).filter(
-            is_told(), block_reason__in=ACTION_REQUIRED, is_alerted=False
+            was_notified(), block_reason__in=ACTION_REQUIRED, is_alerted=False
         )
         accepted = states(alias).filter(is_alerted=True).exclude(block_reason__in=ACTION_REQUIRED)
         return PendingAlerts(

@@ -40,7 +40,7 @@ class HealthStatus(StrEnum):
     """The refreshes of an account fail, and have for long, or its access token has expired."""
     ACTION_REQUIRED = "action_required"
     """An account must be reconnected, an encryption key or a client is missing, Keap rejects an
-    application's client, or no request can be made with it."""
+    application's client or one account after the other, or no request can be made."""
     BEHIND = "behind"
     """Refreshes are overdue, or no run has been recorded for as long."""
 

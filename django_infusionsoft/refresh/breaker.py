@@ -2,7 +2,7 @@
 
 Each request without an answer may have cost a grant, so one is enough; errors must be several in a
 row. A probe then sends a request that can cost no grant. Refresh tokens are presented again only
-after Keap has answered a probe.
+after Keap has answered a probe. A client that is distrusted has turns instead (``turns``).
 """
 
 import logging
@@ -35,9 +35,9 @@ from django_infusionsoft.storage.applications import (
     blocked,
     client_of,
     from_now,
-    is_told,
     row_of,
     state_of,
+    was_notified,
 )
 from django_infusionsoft.storage.credentials import credential_model
 from django_infusionsoft.storage.database import DatabaseNow, close_own_connection, own_transaction
@@ -53,45 +53,39 @@ HANGING_SECONDS: Final = 1.0
 def is_open(alias: str, *, force: bool = False) -> Exists:
     """Whether a credential's application is blocked: for ``filter()``.
 
-    :param force: whether a user has asked for a refresh, which may show that Keap is right again.
+    :param force: whether a user has asked for a refresh, which may show that Keap accepts them.
     """
     found = blocked(alias).filter(application_key=OuterRef("application_key"))
     return Exists(found.exclude(block_reason=BlockReason.DISTRUSTED) if force else found)
 
 
 def distrust(alias: str, application: Application | None, error: str) -> None:
-    """Block an application whose accounts Keap rejects one after the other, and report it."""
+    """Block an application whose accounts Keap rejects one after the other, and report it once."""
     with own_transaction(alias):
         state = state_of(alias, application)
-        row = row_of(alias, state).filter(block_reason=BlockReason.NONE)
-        is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS))
-        columns: dict[str, Any] = {
-            "block_reason": BlockReason.DISTRUSTED,
-            "last_error": error,
-            "tried_clients": mark_of(application),
-            "since": DatabaseNow(),
-            "probes": 0,
-            "probe_at": from_now(timing.probe_pause(0)),
-        }
-        must_report = row.exclude(is_quiet).update(**columns, notified_at=DatabaseNow())
-        if not must_report:
-            row.update(**columns)
-    if must_report:
-        logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
-        signals.application_rejected.send_robust(
-            sender=type(state), application=application, error=error
+        row = row_of(alias, state)
+        row.filter(block_reason=BlockReason.NONE).update(
+            block_reason=BlockReason.DISTRUSTED,
+            last_error=error,
+            tried_clients=mark_of(application),
+            since=DatabaseNow(),
+            notified_at=_notified_at(),
+            probes=0,
+            probe_at=from_now(timing.probe_pause(0)),
         )
+        must_report = _note_report(row.filter(block_reason=BlockReason.DISTRUSTED))
+    if must_report:
+        _report_block(state, error)
 
 
 def trust(alias: str, state: ApplicationState) -> bool:
     """Unblock a distrusted application; return whether it was one."""
     row = row_of(alias, state).filter(block_reason=BlockReason.DISTRUSTED)
     with own_transaction(alias):
-        was_reported = row.filter(is_told()).update(block_reason=BlockReason.NONE)
+        was_reported = row.filter(was_notified()).update(block_reason=BlockReason.NONE)
         is_changed = was_reported or row.update(block_reason=BlockReason.NONE)
     if was_reported:
-        logger.info("application_accepted application=%s", _name(state))
-        signals.application_accepted.send_robust(sender=type(state), application=state.application)
+        _report_end(state)
     return bool(is_changed)
 
 
@@ -124,10 +118,7 @@ def trip(alias: str, application: Application | None, error: InfusionsoftError) 
                 last_error=str(error),
                 tried_clients=mark_of(application, block_reason),
                 since=DatabaseNow(),
-                # A time ahead is not of this block: the database's clock has stepped back.
-                notified_at=Case(
-                    When(notified_at__gt=DatabaseNow(), then=None), default=F("notified_at")
-                ),
+                notified_at=_notified_at(),
                 probes=0,
                 probe_at=from_now(pause),
             )
@@ -188,7 +179,7 @@ def probe_all(alias: str, *, may_send: bool, is_over: Callable[[], bool]) -> tup
     """
     with own_transaction(alias):
         found = list(blocked(alias).order_by("probe_at", "pk"))
-    count, patience, is_hanging = len(found), _patience(), False
+    count, hanging_seconds, is_hanging = len(found), _hanging_seconds(), False
     for state in found if may_send else ():
         if _is_distrusted(state):
             continue
@@ -196,13 +187,13 @@ def probe_all(alias: str, *, may_send: bool, is_over: Callable[[], bool]) -> tup
         if _probe(alias, state):
             count -= 1
         else:
-            is_hanging = time.monotonic() - started >= patience
+            is_hanging = time.monotonic() - started >= hanging_seconds
         if is_over() or is_hanging:
             break
     return count, is_hanging
 
 
-def _patience() -> float:
+def _hanging_seconds() -> float:
     """Return after how many seconds a failed probe shows that Keap hangs."""
     return min(HANGING_SECONDS, conf.CONNECT_TIMEOUT_SECONDS, conf.READ_TIMEOUT_SECONDS)
 
@@ -277,38 +268,58 @@ def _keep_open(alias: str, state: ApplicationState, error: InfusionsoftError) ->
     columns: dict[str, Any] = {"probe_at": from_now(_pause(state.probes, error))}
     if must_act or state.block_reason == BlockReason.MISCONFIGURED:
         columns |= {"block_reason": block_reason, "last_error": str(error)}
-    # Not more often if machines with different clients make the block come and go.
-    is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS), notified_at__lte=DatabaseNow())
     with own_transaction(alias):
         row = _same_block(alias, state)
         row.update(**columns)
-        unreported = row.exclude(is_told()).exclude(is_quiet)
-        must_report = must_act and unreported.update(notified_at=DatabaseNow())
+        must_report = must_act and _note_report(row)
     if must_report:
-        logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
-        receivers.send(
-            signals.application_rejected,
-            sender=type(state),
-            application=state.application,
-            error=str(error),
-        )
+        _report_block(state, str(error))
 
 
 def _close(alias: str, state: ApplicationState) -> bool:
     """Unblock the application; return whether it is unblocked, by this process or another."""
     row = _same_block(alias, state).exclude(block_reason=BlockReason.NONE)
     with own_transaction(alias):
-        was_reported = row.filter(is_told()).update(block_reason=BlockReason.NONE)
+        was_reported = row.filter(was_notified()).update(block_reason=BlockReason.NONE)
         was_unreported = row.update(block_reason=BlockReason.NONE)
         is_changed = was_reported or was_unreported
         is_closed = is_changed or not blocked(alias).filter(pk=state.pk).exists()
     if is_closed and state.block_reason == BlockReason.UNAVAILABLE:
         _reschedule_failed(alias, state)
     if was_reported:
-        logger.info("application_accepted application=%s", _name(state))
-        accepted = signals.application_accepted
-        receivers.send(accepted, sender=type(state), application=state.application)
+        _report_end(state)
     return bool(is_closed)
+
+
+def _notified_at() -> Case:
+    """Return when the site was notified last, for an application that is blocked now.
+
+    A time ahead is not of this block: the database's clock has stepped back.
+    """
+    return Case(When(notified_at__gt=DatabaseNow(), then=None), default=F("notified_at"))
+
+
+def _note_report(row: QuerySet[ApplicationState]) -> bool:
+    """Return whether the block must be reported, and note that it is."""
+    # Not more often if machines with different clients make the block come and go.
+    is_quiet = Q(notified_at__gt=from_now(-QUIET_SECONDS), notified_at__lte=DatabaseNow())
+    unreported = row.exclude(was_notified()).exclude(is_quiet)
+    return bool(unreported.update(notified_at=DatabaseNow()))
+
+
+def _report_block(state: ApplicationState, error: str) -> None:
+    logger.error("application_rejected application=%s error=%s", _name(state), quoted(error))
+    receivers.send(
+        signals.application_rejected,
+        sender=type(state),
+        application=state.application,
+        error=error,
+    )
+
+
+def _report_end(state: ApplicationState) -> None:
+    logger.info("application_accepted application=%s", _name(state))
+    receivers.send(signals.application_accepted, sender=type(state), application=state.application)
 
 
 def _reschedule_failed(alias: str, state: ApplicationState) -> None:

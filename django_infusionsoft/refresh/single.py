@@ -61,14 +61,15 @@ def refresh(
 ) -> None:
     """See ``Credential.refresh()``.
 
-    :param force: whether to present the refresh token even after two attempts without an answer.
+    :param force: whether to present the refresh token even after two attempts without an answer or
+        after a rejection.
     :param after_401: whether the API has rejected the access token.
     """
     seen = credential.generation
     claim_now = partial(claim, credential, seen=seen, force=force, after_401=after_401, user=user)
 
     def claim_later(*, has_waited: bool) -> Claim | None:
-        if after_401 and has_waited:  # in vain: the next call tries again
+        if after_401 and has_waited:  # it failed: the next call tries again
             raise ReplacedRecently(
                 f"Another process failed to replace the access token of {credential}.",
                 retry_after=timing.replacement_pause(0),

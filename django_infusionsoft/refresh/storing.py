@@ -277,7 +277,7 @@ def _doubt(
 def _keep_rejected(
     attempt: Attempt, error: InfusionsoftError, retry_delays: Iterator[float] | None
 ) -> AttemptResult:
-    """Record that a user had a rejected refresh token presented again, in vain."""
+    """Record that a user had a rejected refresh token presented again, and that this failed."""
     _report_to_breaker(attempt, error)
     columns = {**_uncertainty(error), "last_error": str(error)}
     if not _write(attempt, error, retry_delays, **columns):

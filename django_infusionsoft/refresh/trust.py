@@ -13,7 +13,7 @@ from typing import Any, Final
 from django.db.models import F, QuerySet
 
 from django_infusionsoft.choices import DOUBTFUL, BlockReason, Status
-from django_infusionsoft.refresh import breaker
+from django_infusionsoft.refresh import breaker, receivers
 from django_infusionsoft.storage.applications import (
     ApplicationState,
     ClientState,
@@ -49,7 +49,8 @@ RETRY_NOW: Final[Mapping[str, Any]] = {
 def is_believed(credential: CredentialRow) -> bool:
     """Count a rejection of a refresh token; return whether the account must be reconnected.
 
-    A token that was rejected before does not count again.
+    A token that was rejected before does not count again. If the database's answer is lost, one
+    may count twice: fewer are believed then.
     """
     alias, application = alias_of(credential), credential.application
     with own_transaction(alias):
@@ -90,7 +91,7 @@ def believe_rejections(alias: str) -> int:
     The next run presents their refresh tokens once more.
     """
     count = 0
-    with own_transaction(alias):
+    with receivers.deferred(), own_transaction(alias):
         for state in states(alias).filter(block_reason=BlockReason.DISTRUSTED):
             row_of(alias, state).update(believed_until=DatabaseNow() + BELIEVE_FOR)
             breaker.trust(alias, state)

@@ -205,7 +205,7 @@ def blocked(alias: str) -> QuerySet[ApplicationState]:
     return states(alias).exclude(block_reason=BlockReason.NONE)
 
 
-def is_told() -> Q:
+def was_notified() -> Q:
     """Whether the site was notified of the present or last block."""
     return Q(notified_at__gte=F("since"))
 

@@ -61,6 +61,7 @@ SHARED_FIELDS: Final = (
     "last_error",
     "failing_since",
     "failed_outcome",
+    "is_doubted",
     "refresh_at",
     "api_rejections",
     "presented_again_at",

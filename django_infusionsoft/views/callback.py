@@ -226,8 +226,8 @@ def _not_allowed(
     text = _("Nothing was connected. Ask a site administrator for permission.")
     if existing is not None:
         text = _(
-            "Another user has connected account %(account)s, and only they can connect it again. "
-            "Nothing was connected. Ask that user or a site administrator."
+            "Account %(account)s is already connected, and not by you. Nothing was connected. "
+            "Ask a site administrator."
         )
     return ErrorPage(
         _("You are not allowed to connect this account"),

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client, override_settings
+from django.utils import timezone
 
 from django_infusionsoft.admin import icons, labels
 from django_infusionsoft.admin.credentials import LINES_PER_PAGE
-from django_infusionsoft.choices import BlockReason, EventKind, Outcome, Reason
+from django_infusionsoft.choices import ACTION_REQUIRED, BlockReason, EventKind, Outcome, Reason
 from django_infusionsoft.models import Application, Credential, CredentialEvent
 from django_infusionsoft.sandbox import Sandbox, faults
 from tests.web import (
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.django_db
 NO_CALL = "API calls fail until the next refresh."
 FIND_THE_CAUSE = "Find the cause: the app retries automatically, but this has failed for too long."
 RECONNECT = "Press “Reconnect”, log in to Keap and choose this account."
+ATTEMPT = " Or press “Refresh now” for one more attempt."
 ASK = "Ask a user with permission to connect accounts to reconnect it."
 
 
@@ -135,7 +137,7 @@ def facts(client: Client, credential: Credential) -> dict[str, str]:
         (
             {"failing_since": timedelta(hours=-5), "failed_outcome": "unreadable"},
             "needs attention",
-            "This account cannot be refreshed until an operator of this site acts.",
+            "This account cannot be refreshed until a site administrator acts.",
             "Do what the message says, or reconnect the account. The app retries automatically.",
         ),
         (
@@ -156,15 +158,15 @@ def test_headline_shows_the_condition_and_what_to_do(
 @pytest.mark.parametrize(
     ("reason", "step"),
     [
-        (Reason.REVOKED, RECONNECT),
+        (Reason.REVOKED, RECONNECT + ATTEMPT),
         (Reason.EXPIRED, RECONNECT),
         (Reason.ROTATION_LOST, RECONNECT),
         (
             Reason.USED_ELSEWHERE,
             "First find out what else uses this account's tokens, such as a copy of this "
-            "database. " + RECONNECT,
+            "database. " + RECONNECT + ATTEMPT,
         ),
-        (Reason.UNANSWERED, RECONNECT + " Or press “Refresh now” for one more attempt."),
+        (Reason.UNANSWERED, RECONNECT + ATTEMPT),
     ],
 )
 def test_headline_shows_the_reason_and_what_to_do_when_the_account_must_be_reconnected(
@@ -183,7 +185,7 @@ def test_headline_offers_no_attempt_without_the_refresh_permission() -> None:
 def test_headline_offers_an_attempt_with_only_the_refresh_permission() -> None:
     client = client_for(user_who_may("view_credential", "refresh_credential"))
     step = headline(client, account(**{**LOST, "reason": "unanswered"}))[2]
-    assert step == f"{ASK} Or press “Refresh now” for one more attempt."
+    assert step == ASK + ATTEMPT
 
 
 def test_headline_shows_the_error_when_there_is_no_reason(operator: Client) -> None:
@@ -245,6 +247,18 @@ def test_headline_shows_why_the_application_is_blocked(
     assert headline(operator, credential) == ["retrying", f"{text} {left}", step]
     tone = 'class="infusionsoft-headline infusionsoft-waiting"'
     assert tone in page(operator, change_url(credential))
+
+
+@pytest.mark.parametrize("block_reason", ACTION_REQUIRED)
+def test_headline_of_a_failing_account_says_what_an_administrator_must_do(
+    operator: Client, second: Application, block_reason: BlockReason
+) -> None:
+    record_heartbeat()
+    stop(second, block_reason)
+    long_ago = timezone.now() - timedelta(hours=1)
+    credential = account(application=second, failures=9, failing_since=long_ago)
+    status, _, step = headline(operator, credential)[:3]
+    assert (status, step) == ("failing", str(labels.BLOCK_ADVICE[block_reason]))
 
 
 def test_every_block_reason_has_a_label_and_advice() -> None:
@@ -524,6 +538,12 @@ def test_event_of_an_unknown_kind_is_shown_by_its_name(operator: Client) -> None
 
 def test_every_outcome_that_is_retried_has_a_label() -> None:
     assert set(labels.OUTCOME_LABELS) == set(Outcome) - {Outcome.OK, Outcome.REJECTED}
+
+
+def test_refresh_token_that_is_rejected_again_is_not_retried(operator: Client) -> None:
+    credential = account(**LOST)
+    credential.events.create(kind="refresh_failed", outcome=Outcome.REJECTED, generation=1)
+    assert timeline(operator, credential) == ["Keap rejected the refresh token again"]
 
 
 @pytest.mark.parametrize("outcome", labels.OUTCOME_LABELS)

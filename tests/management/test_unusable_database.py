@@ -29,6 +29,7 @@ COMMANDS = [
     ("infusionsoft_status", "--json"),
     ("infusionsoft_refresh",),
     ("infusionsoft_refresh", "--account", "ab123"),
+    ("infusionsoft_refresh", "--believe-rejections"),
     ("infusionsoft_import", "/dev/null"),
 ]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from io import StringIO
+from typing import Any
 
 import pytest
 from django.core import mail
@@ -15,6 +16,7 @@ from django_infusionsoft.models import Application, ApplicationState, ClientStat
 from django_infusionsoft.monitoring.health import HealthStatus, health_of
 from django_infusionsoft.refresh.trust import MAX_BELIEVED
 from django_infusionsoft.sandbox import Sandbox, faults
+from django_infusionsoft.storage.applications import state_of
 from tests.mails import mailing_by
 from tests.support import SECOND, ask, keap_with, received, run
 
@@ -88,6 +90,41 @@ def test_one_mail_names_both_causes(sandbox: Sandbox, batch: list[Credential]) -
     assert alert.subject == "[Keap] Keap rejects one account after the other"
     assert "those of another client" in str(alert.body)
     assert "--believe-rejections" in str(alert.body)
+
+
+def test_report_follows_when_another_problem_was_reported_a_moment_before(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    """An administrator has replaced a client that Keap rejects by another one."""
+    state_of("default", None)
+    a_moment_ago, long_ago = (timezone.now() - timedelta(minutes=age) for age in (1, 61))
+    ApplicationState.objects.update(notified_at=a_moment_ago)
+    with OTHER, received(signals.application_rejected) as reports:
+        run()
+        assert reports == []
+        ApplicationState.objects.update(notified_at=long_ago)
+        make_turn_due()
+        run()
+        assert len(reports) == 1
+
+
+def test_signals_are_sent_once_no_lease_is_held(sandbox: Sandbox, batch: list[Credential]) -> None:
+    leases: list[int] = []
+
+    def count_leases(**kwargs: Any) -> None:
+        leases.append(Credential.objects.filter(lease_until__isnull=False).count())
+
+    for signal in (signals.application_rejected, signals.application_accepted):
+        signal.connect(count_leases)
+    try:
+        with OTHER:
+            run()
+        make_turn_due()
+        run()
+    finally:
+        for signal in (signals.application_rejected, signals.application_accepted):
+            signal.disconnect(count_leases)
+    assert leases == [0, 0]
 
 
 def test_one_account_at_a_time_is_tried_while_keap_rejects_everybody(

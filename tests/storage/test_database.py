@@ -533,6 +533,7 @@ def test_update_writes_constants(connect: Callable[..., Credential]) -> None:
         "failures": 3,
         "unanswered_attempts": 2,
         "may_be_rotated": True,
+        "is_doubted": True,
         "last_error": "100%",
         "failing_since": MOMENT,
         "failed_outcome": "unavailable",

@@ -225,7 +225,7 @@ def test_customer_cannot_replace_the_grant_of_somebody_else(
     before = columns(taken)
     response = connected_at(customer, sandbox)
     assert response.status_code == 403
-    assert "Another user has connected account ab123" in response.content.decode()
+    assert "Account ab123 is already connected, and not by you" in response.content.decode()
     assert 'href="/shop/keap/"' in response.content.decode()
     assert "keap_credential" not in customer.session
     assert columns(taken) == before

@@ -68,8 +68,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--believe-rejections",
             action="store_true",
-            help="first believe that the accounts have ended which Keap rejects one after the "
-            "other, for a day",
+            help="first believe Keap's rejections of many accounts in a row, for one day: these "
+            "accounts must then be reconnected",
         )
         parser.add_argument(
             "--json", action="store_true", help="print one JSON object and nothing else on stdout"
@@ -86,8 +86,6 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self._is_json, self._is_silent = options["json"], options["verbosity"] == 0
         account, limit = options["account"], options["time_limit"]
-        if options["believe_rejections"] and not options["dry_run"]:
-            Credential.objects.believe_rejections()
         if limit is not None and (options["dry_run"] or account is not None):
             raise CommandError(
                 "--time-limit applies only to runs: omit --account and --dry-run.",
@@ -98,6 +96,8 @@ class Command(BaseCommand):
                 code = self._show_due() if account is None else self._show_account(account)
             else:
                 check_usable(router.db_for_write(Credential))
+                if options["believe_rejections"]:
+                    Credential.objects.believe_rejections()
                 code = self._change(account, RUN_TIME_LIMIT_SECONDS if limit is None else limit)
         except (Error, DatabaseBusy) as error:
             code = self._fail(database_error(error))
