@@ -76,7 +76,7 @@ def recheck(credential: CredentialRow, *, user: AbstractBaseUser | None) -> None
         answer = test(credential, user=user)
         # Unless the test has refreshed it, only a refresh shows whether the grant has ended.
         if answer.status_code == 401 and credential.generation == generation:
-            single.refresh(credential, user=user)
+            single.refresh(credential, after_401=True, user=user)
 
 
 def _ask(credential: CredentialRow) -> Answer:

@@ -28,7 +28,7 @@ from django_infusionsoft.storage.credentials import (
     is_leased,
     row_of,
 )
-from django_infusionsoft.storage.database import own_transaction
+from django_infusionsoft.storage.database import own_connection, own_transaction
 from django_infusionsoft.storage.events import CredentialEvent
 
 logger = logging.getLogger("django_infusionsoft")
@@ -106,7 +106,8 @@ def update(credential: Row) -> Row:
         if credential.account is None and profile.account is not None:
             # The spool may hold a newer token pair, which would not be found after a merge.
             recover(credential)
-            return _identify(credential, profile.account, known)
+            with own_connection(alias_of(credential)):
+                return _identify(credential, profile.account, known)
         if known:
             row_of(credential).update(**known)
     except (Error, DatabaseBusy, SpoolError):
@@ -150,7 +151,7 @@ def _merge_into(
     locked = rows.annotate(is_leased=is_leased()).select_for_update()
     with transaction.atomic(using=alias):
         # Both by primary key: MariaDB locks every row that it scans.
-        row = locked.filter(pk=unidentified.pk).first()
+        row = locked.filter(pk=unidentified.pk, identity=unidentified.identity).first()
         target = locked.filter(pk__in=list(same_account.values_list("pk", flat=True))).first()
         if row is None:  # merged by another process, or deleted
             return (target.pk if target else None), False

@@ -460,6 +460,7 @@ class Migration(migrations.Migration):
                 ("probe_at", models.DateTimeField(verbose_name="next probe")),
                 ("is_alerted", models.BooleanField(default=False, editable=False)),
                 ("is_suspect", models.BooleanField(default=False, editable=False)),
+                ("is_distrusted", models.BooleanField(default=False, editable=False)),
                 ("believed_until", models.DateTimeField(editable=False, null=True)),
                 ("reserved_until", models.DateTimeField(editable=False, null=True)),
                 (

@@ -64,6 +64,7 @@ def distrust(alias: str, application: Application | None, error: str) -> None:
     with own_transaction(alias):
         state = state_of(alias, application)
         row = row_of(alias, state)
+        row.update(is_suspect=True, is_distrusted=True)
         row.filter(block_reason=BlockReason.NONE).update(
             block_reason=BlockReason.DISTRUSTED,
             last_error=error,
@@ -78,15 +79,14 @@ def distrust(alias: str, application: Application | None, error: str) -> None:
         _report_block(state, error)
 
 
-def trust(alias: str, state: ApplicationState) -> bool:
-    """Unblock a distrusted application; return whether it was one."""
+def trust(alias: str, state: ApplicationState) -> None:
+    """Unblock a distrusted application."""
     row = row_of(alias, state).filter(block_reason=BlockReason.DISTRUSTED)
     with own_transaction(alias):
         was_reported = row.filter(was_notified()).update(block_reason=BlockReason.NONE)
-        is_changed = was_reported or row.update(block_reason=BlockReason.NONE)
+        row.update(block_reason=BlockReason.NONE)
     if was_reported:
         _report_end(state)
-    return bool(is_changed)
 
 
 def claim_turn(alias: str, state: ApplicationState) -> bool:

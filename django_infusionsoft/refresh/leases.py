@@ -161,7 +161,9 @@ def cut(credentials: QuerySet[CredentialRow]) -> None:
     """
     ends_at = from_now(lease_seconds())
     too_long = credentials.filter(lease_until__gt=from_now(2 * lease_seconds()))
-    if count := too_long.update(lease_until=ends_at, refresh_at=ends_at):
+    # The lease of a rejected account that a user has presented again leaves it without a time.
+    due_at = Case(When(status=Status.CONNECTED, then=ends_at), default=F("refresh_at"))
+    if count := too_long.update(lease_until=ends_at, refresh_at=due_at):
         logger.error("clock_stepped_back leases=%s", count)
         heartbeat.record_clock_step(credentials.db)
 
@@ -258,6 +260,8 @@ def release(claims: Iterable[Claim], *, retry_delays: Iterator[float] | None = N
 
 def _release(claim: Claim) -> int:
     row = held(claim.credential, claim.lease.id, claim.credential.generation)
+    if claim.again:  # it was not due, and is not
+        return row.update(**NO_LEASE)
     return row.update(refresh_at=claim.due_at or DatabaseNow(), **NO_LEASE)
 
 
@@ -268,6 +272,8 @@ def _release_used(claim: Claim, retry_delays: Iterator[float]) -> None:
         RefreshInProgress("Nothing was sent."),
         claim.lease.id,
         claim.due_at,
+        claim.after_401,
+        claim.again,
     )
     persist_or_keep(spooled, credential, lambda: _release(claim), retry_delays)
 

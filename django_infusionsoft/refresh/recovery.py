@@ -129,6 +129,7 @@ def _settle_error(
 
 
 def _store(credential: CredentialRow, spooled: spool.Spooled) -> AttemptResult:
+    credential.is_suspect = True  # perhaps: it was not read
     # Without retries: the reply is safe, and a caller may be waiting.
     result = record_outcome(attempt_from(credential, spooled), retry_delays=iter(()))
     report([result])
@@ -147,6 +148,9 @@ def _drop(credential: CredentialRow, spooled: spool.Spooled) -> None:
             spooled.discard()
             return
     fingerprint = spooled.key.fingerprint
+    if isinstance(spooled, spool.SpooledError) and not fingerprint:  # nothing was sent
+        spooled.discard()
+        return
     if not history.knows(credential, fingerprint):
         spool.keep_for_a_week(spooled)
         return

@@ -43,23 +43,26 @@ def refresh_due(
     holds no lease.
     """
     reconnect_if_lost(due.db)
-    if not clock.begin_run(due.model, due.db, pause_seconds=pause_seconds):
-        run = Run()
-        run.ended = Ended.RECENT
-        return run
+    run, ends_at = Run(), time.monotonic() + time_limit_seconds
     with receivers.deferred():
-        return _refresh_due(due, time.monotonic() + time_limit_seconds, should_stop, on_progress)
+        may_begin = clock.begin_run(due.model, due.db, pause_seconds=pause_seconds)
+        # In any case: the other run may be on another machine, with another spool.
+        for result in recover_all(due.model, due.db):
+            run.count(result)
+        if may_begin:
+            _refresh_due(due, run, ends_at, should_stop, on_progress)
+        else:
+            run.ended = Ended.RECENT
+    return run
 
 
 def _refresh_due(
     due: QuerySet[CredentialRow],
+    run: Run,
     ends_at: float,
     should_stop: Callable[[], bool],
     on_progress: Callable[[Run], None],
-) -> Run:
-    run = Run()
-    for result in recover_all(due.model, due.db):
-        run.count(result)
+) -> None:
     report_missing(due.model, due.db)
     with AttemptPool(conf.REFRESH_CONCURRENCY) as pool:
         Sweep(due, run, pool, ends_at, should_stop, on_progress).run_until_done()
@@ -71,7 +74,6 @@ def _refresh_due(
     counts = " ".join(f"{name}={count}" for name, count in run.as_dict().items())
     logger.info("run_finished %s pruned=%s ended=%s", counts, run.pruned, run.ended)
     _report(due.db, run)
-    return run
 
 
 def _report(alias: str, run: Run) -> None:

@@ -223,8 +223,8 @@ def _mark_rejected(
         retry_delays,
     ):
         error = GrantRejected(
-            "Keap rejected a refresh token that this site has presented before: an older token "
-            "pair has been written to the database since."
+            "Keap rejected a refresh token that this site has presented before: perhaps an older "
+            "token pair has been written to the database."
         )
         attempt = replace(attempt, reply=error)
     is_lost = credential.unanswered_attempts or credential.may_be_rotated
@@ -297,7 +297,9 @@ def _schedule_retry(
     # Before the lease is released, so that no other worker sends a request in between.
     if not _report_to_breaker(attempt, error):
         pause = timing.backoff(1, seed=str(credential))
-    due_at = attempt.due_at or DatabaseNow()
+    due_at: Any = attempt.due_at
+    if due_at is None or (outcome == Outcome.MISCONFIGURED and due_at > credential.now):
+        due_at = DatabaseNow()  # as soon as the cause is gone
     columns["refresh_at"] = due_at if pause is None else from_now(pause)
     if not _write(attempt, error, retry_delays, **columns):
         return _superseded(attempt)

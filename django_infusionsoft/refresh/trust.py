@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from django.db.models import F, QuerySet
 
-from django_infusionsoft.choices import DOUBTFUL, BlockReason, Status
+from django_infusionsoft.choices import DOUBTFUL, Status
 from django_infusionsoft.refresh import breaker, receivers
 from django_infusionsoft.storage.applications import (
     ApplicationState,
@@ -43,6 +43,8 @@ RETRY_NOW: Final[Mapping[str, Any]] = {
     "failing_since": None,
     "failed_outcome": "",
     "last_error": "",
+    # If they are rejected again, they count again.
+    "is_doubted": False,
 }
 
 
@@ -77,9 +79,10 @@ def note_success(credential: CredentialRow) -> None:
         if not state.is_suspect:
             return
         _client(alias, state).update(refusals=0)
-        row_of(alias, state).update(is_suspect=False)
+        row_of(alias, state).update(is_suspect=False, is_distrusted=False)
         doubted = _doubted(alias, state)
-        if not breaker.trust(alias, state):
+        breaker.trust(alias, state)
+        if not state.is_distrusted:
             doubted.filter(status=Status.REAUTHORIZATION_REQUIRED).update(is_doubted=False)
             return
         doubted.update(**RETRY_NOW, refresh_at=DatabaseNow())
@@ -92,8 +95,9 @@ def believe_rejections(alias: str) -> int:
     """
     count = 0
     with receivers.deferred(), own_transaction(alias):
-        for state in states(alias).filter(block_reason=BlockReason.DISTRUSTED):
-            row_of(alias, state).update(believed_until=DatabaseNow() + BELIEVE_FOR)
+        for state in states(alias).filter(is_distrusted=True):
+            until = DatabaseNow() + BELIEVE_FOR
+            row_of(alias, state).update(believed_until=until, is_distrusted=False)
             breaker.trust(alias, state)
             retrying = _doubted(alias, state).filter(status=Status.CONNECTED)
             count += retrying.update(refresh_at=DatabaseNow())

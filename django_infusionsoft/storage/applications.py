@@ -129,6 +129,8 @@ class ApplicationState(models.Model):
     is_alerted = models.BooleanField(default=False, editable=False)
     # Whether a rejection of a grant was counted since the last success.
     is_suspect = models.BooleanField(default=False, editable=False)
+    # Whether there were too many to believe them. Another block may have followed.
+    is_distrusted = models.BooleanField(default=False, editable=False)
     # Until when all rejections are believed, because an administrator said so.
     believed_until = models.DateTimeField(null=True, editable=False)
     # Until when every slot of the rate limit is taken.

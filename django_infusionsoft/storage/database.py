@@ -58,6 +58,8 @@ class _Shared(threading.local):
         self.connections: dict[str, BaseDatabaseWrapper] = {}
         self.sessions: dict[str, tuple[str, str]] = {}
         """The callers' roles and search paths, until they are compared."""
+        self.current: dict[str, BaseDatabaseWrapper] = {}
+        """The connections of the own transactions that this thread is in."""
 
 
 _shared: Final = _Shared()
@@ -161,12 +163,13 @@ def own_transaction(alias: str) -> Iterator[None]:
         the caller's connection has another role or search path.
     """
     current = connections[alias]
-    if not _is_held_by_caller(current):
+    if not _is_held_by_caller(current) or _shared.current.get(alias) is current:
         yield
         return
     is_ready = False
     with _second_connection(alias) as own:
         connections[alias] = own
+        _shared.current[alias] = own
         try:
             own.set_autocommit(True)  # whatever the settings say
             _select_tenant(own, _tenant_of(current))
@@ -178,6 +181,7 @@ def own_transaction(alias: str) -> Iterator[None]:
             raise DatabaseBusy(LOCKED_OUT if is_ready else NO_CONNECTION) from error
         finally:
             connections[alias] = current
+            del _shared.current[alias]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -707,8 +708,12 @@ def test_application_is_blocked_when_the_last_failure_arrives_while_others_are_r
 
     def wait_at_the_third(execute: Any, sql: str, params: Any, *arguments: Any) -> Any:
         if sql.startswith("INSERT") and "credentialevent" in sql:
-            before, ends_at = len(reported), time.monotonic() + 5
-            reported.extend(each for each in params if each == "refresh_failed")
+            before, ends_at = len(reported), time.monotonic() + 60
+            # On PostgreSQL a parameter holds the values of all rows.
+            values = chain.from_iterable(
+                each if isinstance(each, list) else [each] for each in params
+            )
+            reported.extend(each for each in values if each == "refresh_failed")
             if before < 3 <= len(reported):
                 while len(presented(sandbox)) <= FAILURES_THAT_HALT:
                     assert time.monotonic() < ends_at

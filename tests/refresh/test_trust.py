@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.core import mail
 from django.core.management import call_command
+from django.db import connection, transaction
 from django.test import override_settings
 from django.utils import timezone
 
@@ -57,6 +58,11 @@ def counts() -> tuple[int, int, int]:
 
 def make_turn_due() -> None:
     ApplicationState.objects.update(probe_at=timezone.now() - timedelta(seconds=1))
+
+
+def run_until_one_succeeds() -> None:
+    with override_settings(INFUSIONSOFT_REFRESH_CONCURRENCY=1):
+        Credential.objects.refresh_due(should_stop=lambda: counts()[2] > 0)
 
 
 def pass_hours() -> None:
@@ -188,7 +194,6 @@ def test_accounts_that_have_really_ended_are_lost_after_a_success(
     assert set(lost) == set(ended)
     assert counts()[2] == len(ACCOUNTS) - 2
     assert sandbox.presentations(batch[0].refresh_token) == 2  # no third time
-    assert not Credential.objects.filter(is_doubted=True).exists()
 
 
 def test_success_of_another_client_does_not_restore_the_trust(
@@ -205,6 +210,67 @@ def test_success_of_another_client_does_not_restore_the_trust(
     assert counts()[0] == 0
     assert ClientState.objects.filter(refusals__gte=MAX_BELIEVED).count() == 1
     assert ClientState.objects.filter(refusals=0).count() == 1
+
+
+def test_trust_returns_when_the_wrong_client_was_tried_again_after_a_success(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    with OTHER:
+        run()
+    make_turn_due()
+    run_until_one_succeeds()
+    Credential.objects.filter(generation=1).update(refresh_at=timezone.now())
+    with OTHER:
+        run()
+    for _ in range(3):
+        pass_hours()
+        run()
+    assert counts() == (0, 0, len(ACCOUNTS))
+    assert not ApplicationState.objects.exclude(block_reason="").exists()
+
+
+@pytest.mark.parametrize(
+    "other", [faults.throttled(), faults.answer(401, {"error": "invalid_client"})]
+)
+def test_first_accounts_come_back_when_another_block_followed(
+    sandbox: Sandbox, batch: list[Credential], other: faults.Fault
+) -> None:
+    with OTHER:
+        run()
+        sandbox.plan(other, times=None)
+        make_turn_due()
+        run()
+    sandbox.clear_plan()
+    assert counts()[0] == MAX_BELIEVED
+    for _ in range(3):
+        pass_hours()
+        run()
+    assert counts() == (0, 0, len(ACCOUNTS))
+
+
+def test_at_most_five_are_lost_when_keap_rejects_everybody_again(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    sandbox.clear_plan()
+    make_turn_due()
+    run_until_one_succeeds()
+    Credential.objects.filter(status="connected").update(refresh_at=timezone.now())
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    assert counts()[0] <= MAX_BELIEVED
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite lets one writer in at a time")
+def test_rejections_can_be_believed_in_a_transaction(
+    transactional_db: None, sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    sandbox.plan(REFUSAL, times=None)
+    run()
+    with transaction.atomic():
+        Credential.objects.believe_rejections()
+    assert not ApplicationState.objects.exclude(block_reason="").exists()
 
 
 def test_rejections_between_successes_are_believed(
