@@ -528,16 +528,9 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
+                ("application_key", models.BigIntegerField()),
                 ("mark", models.CharField(max_length=16)),
                 ("refusals", models.PositiveIntegerField(default=0)),
-                (
-                    "state",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="clients",
-                        to="django_infusionsoft.applicationstate",
-                    ),
-                ),
             ],
             options={
                 "verbose_name": "client state",
@@ -545,7 +538,8 @@ class Migration(migrations.Migration):
                 "default_permissions": (),
                 "constraints": [
                     models.UniqueConstraint(
-                        fields=("state", "mark"), name="infusionsoft_one_state_per_client"
+                        fields=("application_key", "mark"),
+                        name="infusionsoft_one_state_per_client",
                     )
                 ],
             },

@@ -106,10 +106,10 @@ def believe_rejections(alias: str) -> int:
 
 def _client(alias: str, state: ApplicationState) -> QuerySet[ClientState]:
     """The row that counts the rejections of this process's client."""
-    mark = breaker.mark_of(state.application)
+    key, mark = state.application_id or 0, breaker.mark_of(state.application)
     rows = ClientState._base_manager.using(alias)
-    rows.get_or_create(state=state, mark=mark)
-    return rows.filter(state=state, mark=mark)
+    rows.get_or_create(application_key=key, mark=mark)
+    return rows.filter(application_key=key, mark=mark)
 
 
 def _doubted(alias: str, state: ApplicationState) -> QuerySet[CredentialRow]:

@@ -160,7 +160,8 @@ class ClientState(models.Model):
     Machines may have different ones, and the success of one says nothing about another.
     """
 
-    state = models.ForeignKey(ApplicationState, on_delete=models.CASCADE, related_name="clients")
+    # Not a foreign key: MariaDB would then refuse to delete the states of several applications.
+    application_key = models.BigIntegerField()
     # A keyed hash of the client id and secret.
     mark = models.CharField(max_length=16)
     refusals = models.PositiveIntegerField(default=0)
@@ -171,12 +172,12 @@ class ClientState(models.Model):
         default_permissions = ()
         constraints = [
             models.UniqueConstraint(
-                fields=["state", "mark"], name="infusionsoft_one_state_per_client"
+                fields=["application_key", "mark"], name="infusionsoft_one_state_per_client"
             )
         ]
 
     def __str__(self) -> str:
-        return f"{self.state}: {self.mark}"
+        return f"{self.application_key}: {self.mark}"
 
 
 def client_of(application: Application | None) -> Client:
