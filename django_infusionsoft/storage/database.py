@@ -58,8 +58,8 @@ class _Shared(threading.local):
         self.connections: dict[str, BaseDatabaseWrapper] = {}
         self.sessions: dict[str, tuple[str, str]] = {}
         """The callers' roles and search paths, until they are compared."""
-        self.current: dict[str, BaseDatabaseWrapper] = {}
-        """The connections of the own transactions that this thread is in."""
+        self.current: dict[str, tuple[BaseDatabaseWrapper, int]] = {}
+        """The connections of the innermost own transactions, with their numbers of blocks."""
 
 
 _shared: Final = _Shared()
@@ -163,25 +163,28 @@ def own_transaction(alias: str) -> Iterator[None]:
         the caller's connection has another role or search path.
     """
     current = connections[alias]
-    if not _is_held_by_caller(current) or _shared.current.get(alias) is current:
+    outer = _shared.current.get(alias)
+    if not _is_held_by_caller(current) or outer == (current, len(current.atomic_blocks)):
         yield
         return
     is_ready = False
     with _second_connection(alias) as own:
         connections[alias] = own
-        _shared.current[alias] = own
         try:
             own.set_autocommit(True)  # whatever the settings say
             _select_tenant(own, _tenant_of(current))
             with _limited_lock_waits(own):
                 _require_same_session(own)
                 is_ready = True
+                _shared.current[alias] = own, len(own.atomic_blocks)
                 yield
         except OperationalError as error:
             raise DatabaseBusy(LOCKED_OUT if is_ready else NO_CONNECTION) from error
         finally:
             connections[alias] = current
-            del _shared.current[alias]
+            _shared.current.pop(alias, None)
+            if outer is not None:
+                _shared.current[alias] = outer
 
 
 @contextmanager
