@@ -266,6 +266,10 @@ class Migration(migrations.Migration):
                 ("lease_id", models.CharField(blank=True, editable=False, max_length=32)),
                 ("lease_holder", models.CharField(blank=True, editable=False, max_length=100)),
                 ("lease_is_used", models.BooleanField(default=False, editable=False)),
+                (
+                    "abandoned_lease_id",
+                    models.CharField(blank=True, editable=False, max_length=32),
+                ),
                 ("is_unreported", models.BooleanField(default=False, editable=False)),
                 (
                     "presented_fingerprint",

@@ -372,9 +372,12 @@ def _acquire(
         state = {"presented_again_at": DatabaseNow()}
     return free.update(
         # An expired lease: its holder died, perhaps after sending the request. The first
-        # assignment, because MariaDB evaluates them in order, with the new values.
+        # assignments, because MariaDB evaluates them in order, with the new values.
         unanswered_attempts=F("unanswered_attempts")
         + Case(When(lease_is_used=True, then=1), default=0),
+        abandoned_lease_id=Case(
+            When(lease_is_used=True, then=F("lease_id")), default=F("abandoned_lease_id")
+        ),
         lease_id=lease.id,
         lease_holder=process_name(),
         lease_is_used=is_used,

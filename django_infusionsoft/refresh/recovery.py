@@ -123,7 +123,7 @@ def _settle_error(
         result = _store(credential, spooled)
     else:
         with own_transaction(alias_of(credential)):
-            correct_abandoned(row_of(credential), spooled.error)
+            correct_abandoned(row_of(credential), spooled)
     spooled.discard()
     return result
 

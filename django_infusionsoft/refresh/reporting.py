@@ -77,7 +77,7 @@ def _report_spooled(claim: Claim, spooled: SpooledError, details: dict[str, Any]
     credential, error = claim.credential, spooled.error
     with own_transaction(alias_of(credential)):
         row = held(credential, claim.lease.id, credential.generation)
-        if correct_abandoned(row, error):
+        if correct_abandoned(row, spooled):
             # Not by assignment: save() would refuse to write it.
             columns = vars(credential)
             columns["unanswered_attempts"] -= 1

@@ -407,15 +407,21 @@ def _persist(
     return persist_or_keep(spooled, credential, write, retry_delays)
 
 
-def correct_abandoned(row: QuerySet[CredentialRow], error: InfusionsoftError) -> bool:
+def correct_abandoned(row: QuerySet[CredentialRow], spooled: spool.SpooledError) -> bool:
     """Correct the count of a row whose lease was taken over: the attempt did have this outcome.
 
-    :returns: whether it was not one without a reply.
+    :returns: whether it was counted, and was not one without a reply.
     """
+    error = spooled.error
     if isinstance(error, OutcomeUnknown) and not isinstance(error, GatewayFailed):
         return False
-    columns = _uncertainty(error) | {"unanswered_attempts": F("unanswered_attempts") - 1}
-    counted = row.filter(unanswered_attempts__gt=0)
+    columns = {
+        **_uncertainty(error),
+        "unanswered_attempts": F("unanswered_attempts") - 1,
+        "abandoned_lease_id": "",
+    }
+    # Otherwise the outcome was written, and only the database's answer was lost.
+    counted = row.filter(abandoned_lease_id=spooled.lease_id, unanswered_attempts__gt=0)
     again = {"status": Status.CONNECTED, "reason": "", "refresh_at": DatabaseNow()}
     given_up = counted.filter(reason=Reason.UNANSWERED)
     return bool(

@@ -165,6 +165,8 @@ class CredentialRow(GuardedModel):
     lease_holder = models.CharField(max_length=100, blank=True, editable=False)
     # Whether its holder may have presented the refresh token.
     lease_is_used = models.BooleanField(default=False, editable=False)
+    # The last lease that was taken over and counted as an attempt without a reply.
+    abandoned_lease_id = models.CharField(max_length=32, blank=True, editable=False)
     # Whether the history lacks the last refresh, and the refresh token that this presented.
     is_unreported = models.BooleanField(default=False, editable=False)
     presented_fingerprint = models.CharField(max_length=12, blank=True, editable=False)

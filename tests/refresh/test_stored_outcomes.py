@@ -12,6 +12,7 @@ from django_infusionsoft.choices import Reason, Status
 from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import claim_batch, mark_used, release
+from django_infusionsoft.refresh.recovery import recover_all
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
 from django_infusionsoft.signals import reauthorization_required
 from tests.support import ask, end_leases, failing_updates, received, row, run
@@ -182,14 +183,32 @@ def test_count_is_corrected_when_another_machine_has_taken_over(
 ) -> None:
     """It cannot read this machine's spool."""
     fail_while_away(sandbox, expired, faults.error_503())
-    taken: dict[str, object] = {"unanswered_attempts": 1}
+    end_leases()
+    (claim,) = claim_batch(Credential.objects.due(), 1)
+    release([claim])
     if status == "unanswered":
         lost = {"status": Status.REAUTHORIZATION_REQUIRED, "reason": Reason.UNANSWERED}
-        taken = {"unanswered_attempts": 2, **lost, "refresh_at": None}
-    Credential.objects.update(lease_id="", lease_until=None, lease_is_used=False, **taken)
+        Credential.objects.update(unanswered_attempts=2, **lost, refresh_at=None)
     ask(expired) if status == "connected" else run()
     assert outcome_of(expired) == ("connected", "", 0, 0)
     assert row(expired).generation == expired.generation + 1
+    assert list(spool.iterdir()) == []
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_count_stays_when_only_the_answer_of_the_database_was_lost(
+    sandbox: Sandbox, expired: Credential, spool: Path, attempts: int
+) -> None:
+    """The outcome is in the row, and in the spool as well."""
+    Credential.objects.update(unanswered_attempts=attempts)
+    sandbox.plan(faults.error_503(), account="ab123")
+    with failing_updates(*AWAY, written=True, when=Missed(1)), pytest.raises(Error):
+        ask(expired)
+    before = outcome_of(expired)
+    assert before[3] == attempts
+    assert len(list(spool.iterdir())) == 1
+    list(recover_all(Credential, "default"))
+    assert outcome_of(expired) == before
     assert list(spool.iterdir()) == []
 
 
