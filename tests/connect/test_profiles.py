@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import connection, transaction
@@ -420,6 +421,16 @@ def test_known_row_is_returned_when_the_token_pair_was_merged_meanwhile(
     slow = row(credential)
     credential.fetch_profile()
     assert profiles._identify(slow, "ab123", {}).pk == known.pk  # noqa: SLF001
+
+
+def test_row_with_another_identity_is_not_identified(
+    unidentified: Callable[[], Credential],
+) -> None:
+    """As in another schema, which has a row with the same primary key."""
+    credential = unidentified()
+    Credential.objects.update(identity=uuid4())
+    credential.fetch_profile()
+    assert row(credential).account is None
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from django_infusionsoft import signals
 from django_infusionsoft.choices import Reason
 from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.models import Credential
+from django_infusionsoft.refresh.leases import claim, cut, release
 from django_infusionsoft.sandbox import Sandbox, faults
 from tests.mails import mailing_by
 from tests.support import ask, received, row, run
@@ -105,3 +106,21 @@ def test_nothing_is_presented_again_when_the_reason_is_certain(
     Credential.objects.update(status="reauthorization_required", reason=reason, refresh_at=None)
     assert refresh(expired) == "ReauthorizationRequired"
     assert sandbox.token_requests == []
+
+
+def test_nothing_is_due_when_a_claim_is_released(rejected: Credential) -> None:
+    claimed = claim(row(rejected), force=True)
+    assert claimed
+    release([claimed])
+    after = row(rejected)
+    assert (after.lease_until, after.refresh_at) == (None, None)
+
+
+def test_nothing_is_due_when_a_lease_that_ends_too_late_is_cut(rejected: Credential) -> None:
+    assert claim(row(rejected), force=True)
+    Credential.objects.update(lease_until=timezone.now() + timedelta(hours=6))
+    cut(Credential.objects.all())
+    after = row(rejected)
+    assert after.lease_until
+    assert after.lease_until < timezone.now() + timedelta(hours=1)
+    assert after.refresh_at is None

@@ -514,6 +514,14 @@ def test_error_names_the_settings_when_no_client_is_configured(credential: Crede
     assert row(credential).lease_until is None
 
 
+def test_account_that_was_not_due_is_refreshed_by_the_first_run_with_a_client(
+    credential: Credential,
+) -> None:
+    with override_settings(INFUSIONSOFT_CLIENT_ID=""), pytest.raises(ConfigurationError):
+        credential.refresh()
+    assert Credential.objects.refresh_due().refreshed == 1
+
+
 def test_nothing_is_sent_when_no_key_can_decrypt_the_refresh_token(
     sandbox: Sandbox, credential: Credential
 ) -> None:

@@ -8,11 +8,14 @@ import pytest
 from django.db import Error
 from django.test import override_settings
 
+from django_infusionsoft.checks.values import check_spooled
 from django_infusionsoft.choices import Reason, Status
 from django_infusionsoft.models import Credential
+from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import claim_batch, mark_used, release
 from django_infusionsoft.refresh.recovery import recover_all
+from django_infusionsoft.refresh.run_result import Ended
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
 from django_infusionsoft.signals import reauthorization_required
 from tests.support import ask, end_leases, failing_updates, received, row, run
@@ -220,6 +223,32 @@ def test_outcome_is_dropped_when_the_account_was_reconnected(
     run()
     assert outcome_of(expired) == ("connected", "", 0, 0)
     assert list(spool.iterdir()) == []
+
+
+def test_outcome_is_stored_by_a_run_that_ends_because_another_one_has_just_begun(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    fail_while_away(sandbox, expired, REVOKED)
+    heartbeat.begin_run("default", pause_seconds=0)
+    assert Credential.objects.refresh_due(pause_seconds=30).ended == Ended.RECENT
+    assert outcome_of(expired) == ("reauthorization_required", "revoked", 0, 0)
+
+
+def test_claim_that_was_not_sent_leaves_no_file_when_the_account_was_reconnected(
+    expired: Credential,
+    spool: Path,
+    connect: Callable[..., Credential],
+    backdated: Callable[..., None],
+) -> None:
+    Credential.objects.update(refresh_at=expired.issued_at)
+    claims = claim_batch(Credential.objects.due(), 10)
+    with failing_updates(*AWAY), pytest.raises(Error):
+        release(claims, retry_delays=iter(()))
+    assert len(list(spool.iterdir())) == 1
+    connect()
+    backdated(days=1)
+    run()
+    assert check_spooled() == []
 
 
 def test_claims_that_were_not_sent_are_not_counted_when_they_cannot_be_released(

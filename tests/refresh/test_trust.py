@@ -13,13 +13,18 @@ from django.test import override_settings
 from django.utils import timezone
 
 from django_infusionsoft import signals
+from django_infusionsoft.exceptions import ReauthorizationRequired
+from django_infusionsoft.keap import oauth
 from django_infusionsoft.models import Application, ApplicationState, ClientState, Credential
 from django_infusionsoft.monitoring.health import HealthStatus, health_of
+from django_infusionsoft.refresh.recovery import recover
+from django_infusionsoft.refresh.sending import spool_key_of
+from django_infusionsoft.refresh.spool import save
 from django_infusionsoft.refresh.trust import MAX_BELIEVED
 from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.storage.applications import state_of
 from tests.mails import mailing_by
-from tests.support import SECOND, ask, keap_with, received, run
+from tests.support import SECOND, ask, keap_with, received, row, run
 
 pytestmark = pytest.mark.django_db
 
@@ -227,6 +232,19 @@ def test_trust_returns_when_the_wrong_client_was_tried_again_after_a_success(
         run()
     assert counts() == (0, 0, len(ACCOUNTS))
     assert not ApplicationState.objects.exclude(block_reason="").exists()
+
+
+def test_trust_returns_when_a_pair_is_stored_from_the_spool(sandbox: Sandbox, due: Due) -> None:
+    rejected, accepted = due("acc00"), due("acc01")
+    pair = oauth.refresh(accepted.client, accepted.refresh_token)
+    save(spool_key_of(accepted), pair).fsync()
+    sandbox.plan(REFUSAL, account="acc00")
+    with pytest.raises(ReauthorizationRequired):
+        rejected.refresh()
+    assert ClientState.objects.get().refusals == 1
+    assert recover(row(accepted))
+    assert ClientState.objects.get().refusals == 0
+    assert not ApplicationState.objects.get().is_suspect
 
 
 @pytest.mark.parametrize(
