@@ -206,6 +206,7 @@ def test_metrics_count_the_signals(project: Project) -> None:
         "print(prometheus_client.generate_latest().decode())"
     )
     assert 'keap_events_total{event="credential_refreshed"} 1.0' in output
+    assert 'keap_events_total{event="reauthorization_required"} 0.0' in output
 
 
 def test_tests_of_the_documents_pass(project: Project) -> None:
