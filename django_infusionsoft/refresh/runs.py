@@ -21,7 +21,7 @@ from django_infusionsoft.refresh.reporting import report_missing
 from django_infusionsoft.refresh.run_result import Ended, Run
 from django_infusionsoft.refresh.sweep import Sweep
 from django_infusionsoft.storage.credentials import CredentialRow
-from django_infusionsoft.storage.database import reconnect_if_lost
+from django_infusionsoft.storage.database import close_lost_connections
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -42,7 +42,7 @@ def refresh_due(
     The run leaves no lease behind, and waits for all answers. The signals are sent whenever it
     holds no lease.
     """
-    reconnect_if_lost(due.db)
+    close_lost_connections()
     run, ends_at = Run(), time.monotonic() + time_limit_seconds
     with receivers.deferred():
         may_begin = clock.begin_run(due.model, due.db, pause_seconds=pause_seconds)

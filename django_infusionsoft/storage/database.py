@@ -131,6 +131,8 @@ def own_connection(alias: str) -> Iterator[None]:
         yield
         return
     caller = connections[alias]
+    if caller.errors_occurred:  # in a process that lives long: see close_lost_connections()
+        _close_if_lost(caller)
     shared = _shared.connections[alias] = _new_connection(caller)
     if _is_held_by_caller(caller) and (session := _session(caller)):
         _shared.sessions[alias] = session
@@ -330,14 +332,18 @@ def limited_lock_waits(alias: str) -> Iterator[None]:
             _execute(connection, f"PRAGMA busy_timeout = {int(timeout * 1000)}")
 
 
-def reconnect_if_lost(alias: str) -> None:
-    """Close a connection that the server has closed, so that the next query opens another one.
+def close_lost_connections() -> None:
+    """Close this thread's connections that the server has closed: the next query opens others.
 
-    In a thread of a site's own scheduler, Django closes none.
+    Django does this between requests only, and not in the thread of a scheduler or in a loop.
     """
-    connection = connections[alias]
+    for connection in connections.all(initialized_only=True):
+        _close_if_lost(connection)
+
+
+def _close_if_lost(connection: BaseDatabaseWrapper) -> None:
     if connection.connection is not None and not connection.is_usable():
-        close_idle_connection(alias)
+        close_idle_connection(connection.alias)
 
 
 def close_idle_connection(alias: str) -> None:

@@ -7,7 +7,11 @@ from typing import Any, Final
 from django.db.models import F, QuerySet
 
 from django_infusionsoft.storage.credentials import credential_model
-from django_infusionsoft.storage.database import limited_lock_waits, own_transaction
+from django_infusionsoft.storage.database import (
+    close_lost_connections,
+    limited_lock_waits,
+    own_transaction,
+)
 from django_infusionsoft.storage.worker import WorkerState
 from django_infusionsoft.text import one_line
 
@@ -49,6 +53,7 @@ def check_usable(alias: str) -> None:
 
     :raises django.db.Error: the tables are missing, read-only or locked.
     """
+    close_lost_connections()
     with own_transaction(alias), limited_lock_waits(alias):
         for model in (credential_model(), WorkerState):
             rows: QuerySet[Any] = model._base_manager.using(alias)

@@ -21,6 +21,7 @@ from django_infusionsoft.management.database import database_error
 from django_infusionsoft.management.progress import Bar, Lines
 from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.runs import RUN_TIME_LIMIT_SECONDS
+from django_infusionsoft.storage.database import close_lost_connections
 from django_infusionsoft.storage.usability import check_usable
 from django_infusionsoft.text import iso_format
 
@@ -93,6 +94,7 @@ class Command(BaseCommand):
             )
         try:
             if options["dry_run"]:
+                close_lost_connections()
                 code = self._show_due() if account is None else self._show_account(account)
             else:
                 check_usable(router.db_for_write(Credential))
