@@ -14,6 +14,7 @@ from django.urls import reverse
 from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.models import Application, Credential, CredentialEvent
 from django_infusionsoft.sandbox import Sandbox, faults
+from tests.web import go_to_keap
 
 pytestmark = pytest.mark.django_db
 
@@ -49,8 +50,7 @@ def test_no_text_contains_a_secret_after_a_whole_life_cycle(
     # Connect as in a browser
     site = Client(SERVER_NAME="localhost")
     site.force_login(User.objects.create_superuser("admin"))
-    redirect = site.post(reverse("django_infusionsoft:authorize"))
-    code_url = sandbox.authorize(redirect.headers["Location"], account="ab123")
+    code_url = sandbox.authorize(go_to_keap(site), account="ab123")
     response = site.get(code_url)
     shown += [response.content.decode(), str(response.headers)]
     secrets.add(code_url.split("code=")[1].split("&")[0])

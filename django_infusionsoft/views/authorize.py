@@ -1,11 +1,11 @@
-"""The authorization request: a page that announces the redirect to Keap, and the redirect."""
+"""The authorization request: a page that announces it, and a page that redirects to Keap."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -37,7 +37,10 @@ class AuthorizationRequest:
 
 @method_decorator(csrf_protect, name="dispatch")
 class AuthorizeView(KeapView):
-    """GET shows what will happen, POST redirects the user to Keap.
+    """GET shows what will happen, POST shows a page that redirects the user to Keap at once.
+
+    A response that redirects would be blocked by ``Content-Security-Policy: form-action 'self'``,
+    which browsers also apply to redirects after a form.
 
     Parameters, all optional: ``application`` (its id, or ``settings`` for the client in the
     settings), ``credential`` (the id of one to reconnect), ``next`` (a URL of this site to go to
@@ -46,6 +49,7 @@ class AuthorizeView(KeapView):
 
     http_method_names = ["get", "head", "post", "options"]
     template_name = "django_infusionsoft/authorize.html"
+    leaving_template_name = "django_infusionsoft/leaving.html"
     # With "no-referrer", browsers post a form with "Origin: null", which Django's CSRF check
     # rejects. This page's own URL contains no secret.
     referrer_policy = "same-origin"
@@ -56,7 +60,7 @@ class AuthorizeView(KeapView):
             "application": authorization.application,
             "expected": authorization.expected,
             "redirect_uri": authorization.redirect_uri,
-            "keap_host": urlsplit(conf.AUTHORIZE_URL).netloc,
+            "keap_host": _keap_host(),
             "back_url": self._next_url(),
         }
         return render(request, self.template_name, context)
@@ -75,7 +79,10 @@ class AuthorizeView(KeapView):
         url = oauth.authorization_url(
             authorization.client, redirect_uri=authorization.redirect_uri, state=state
         )
-        return HttpResponseRedirect(url, headers={"Referrer-Policy": "no-referrer"})
+        context = {"keap_url": url, "keap_host": _keap_host()}
+        response = render(request, self.leaving_template_name, context)
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
 
     def get_credentials(self) -> QuerySet[Credential]:
         """Return the credentials that this user may reconnect: a customer, only their own."""
@@ -143,6 +150,10 @@ class AuthorizeView(KeapView):
             url, {self.request.get_host()}, require_https=self.request.is_secure()
         )
         return url if is_safe else ""
+
+
+def _keap_host() -> str:
+    return urlsplit(conf.AUTHORIZE_URL).netloc
 
 
 def _is_id(value: str) -> bool:

@@ -59,6 +59,7 @@ class Walk:
     def _start(self) -> str:
         self._visitor.follow("Connect a Keap account")
         self._visitor.submit("/infusionsoft/authorize/")
+        self._visitor.follow("Continue to Keap")
         return self._arrived_at(self._plan.sandbox_url)
 
     def _sign_in(self) -> str:

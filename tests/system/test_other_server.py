@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from subprocess import PIPE
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import requests
 from django.contrib.auth.models import User
 from django.test import Client, override_settings
-from django.urls import reverse
 
 from django_infusionsoft.exceptions import ReauthorizationRequired
 from django_infusionsoft.models import Credential
 from tests.processes import started
 from tests.system import other_server
+from tests.web import go_to_keap
 
 pytest.importorskip("oauth2_provider", reason="django-oauth-toolkit is not installed here")
 pytestmark = pytest.mark.django_db
@@ -63,8 +62,7 @@ def credential(url: str) -> Credential:
     """Connect through the app's views and the server's pages."""
     site = Client(SERVER_NAME="localhost")
     site.force_login(User.objects.create_superuser("admin"))
-    to_server: Any = site.post(reverse("django_infusionsoft:authorize"))
-    callback = urlsplit(allow(url, to_server["Location"]))
+    callback = urlsplit(allow(url, go_to_keap(site)))
     answer = site.get(f"{callback.path}?{callback.query}")
     assert answer.status_code == 200, answer.content
     return Credential.objects.get_default()

@@ -19,7 +19,15 @@ from django.utils import timezone
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
 from tests.support import failing_updates, threads
-from tests.web import HERE, authorize, client_for, go_to_keap, parameter, user_who_may
+from tests.web import (
+    HERE,
+    authorize,
+    client_for,
+    go_to_keap,
+    parameter,
+    url_at_keap,
+    user_who_may,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -92,7 +100,9 @@ def test_get_shows_the_page_and_starts_no_authorization(client: Client, sandbox:
 def test_post_redirects_to_keap_with_the_documented_parameters_and_state(
     client: Client, sandbox: Sandbox
 ) -> None:
-    url = go_to_keap(client)
+    response = client.post(AUTHORIZE)
+    url = url_at_keap(response)
+    assert f'href="{html.escape(url)}"' in response.content.decode()
     assert url.startswith(sandbox.authorize_url + "?")
     assert parameter(url, "client_id") == "sandbox-client"
     assert parameter(url, "redirect_uri") == f"{HERE}{CALLBACK}"
@@ -139,7 +149,7 @@ def test_authorize_page_sends_the_referrer_only_to_its_own_origin(client: Client
     assert client.get(AUTHORIZE).headers["Referrer-Policy"] == "same-origin"
 
 
-def test_redirect_to_keap_and_callback_send_no_referrer(client: Client) -> None:
+def test_page_that_redirects_to_keap_and_callback_send_no_referrer(client: Client) -> None:
     responses = [client.post(AUTHORIZE), client.get(CALLBACK)]
     assert [each.headers["Referrer-Policy"] for each in responses] == ["no-referrer"] * 2
     assert responses[0].headers["Cache-Control"] == "no-store"
@@ -416,7 +426,7 @@ def test_plain_http_redirect_uri_is_rejected_before_the_redirect_to_keap(
 )
 def test_redirect_uri_is_https_behind_a_tls_proxy(client: Client) -> None:
     response = client.post(AUTHORIZE, HTTP_HOST="shop.test", HTTP_X_FORWARDED_PROTO="https")
-    redirect_uri = parameter(response.headers["Location"], "redirect_uri")
+    redirect_uri = parameter(url_at_keap(response), "redirect_uri")
     assert redirect_uri == "https://shop.test/infusionsoft/callback/"
 
 
@@ -543,7 +553,7 @@ def test_link_to_start_again_keeps_next(client: Client, sandbox: Sandbox, query:
     response = callback_with(client, query)
     again = re.search(r'href="(/infusionsoft/authorize/[^"]*)"', response.content.decode())
     assert again
-    at_keap = client.post(html.unescape(again[1])).headers["Location"]
+    at_keap = url_at_keap(client.post(html.unescape(again[1])))
     assert client.get(sandbox.authorize(at_keap)).headers["Location"] == "/here/"
 
 

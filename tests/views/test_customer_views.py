@@ -22,7 +22,7 @@ from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.views import AuthorizeView, CallbackView
 from django_infusionsoft.views.oauth_state import PendingAuthorization
 from tests.support import threads
-from tests.web import authorize, client_for, parameter, user_who_may
+from tests.web import authorize, client_for, parameter, url_at_keap, user_who_may
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
@@ -153,9 +153,7 @@ def customer(sandbox: Sandbox) -> Client:
 
 
 def go_to_keap(client: Client, url: str = "/shop/keap/") -> str:
-    response = client.post(url)
-    assert response.status_code == 302
-    return response.headers["Location"]
+    return url_at_keap(client.post(url))
 
 
 def test_customer_connects_an_account_at_the_sites_own_urls(
