@@ -97,7 +97,8 @@ class CredentialQuerySet(models.QuerySet["Credential"]):
     def request_refresh(self, *, user: AbstractBaseUser | None = None) -> int:
         """Make these credentials due for the next run; return how many.
 
-        Credentials that must be reconnected or are being refreshed are left out.
+        Credentials that must be reconnected or are being refreshed are left out. It works in
+        batches, which outside of a transaction are committed one by one.
 
         :param user: the user who asked for it, for the history.
         """

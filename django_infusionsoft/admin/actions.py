@@ -29,7 +29,7 @@ from django_infusionsoft.exceptions import (
     ReauthorizationRequired,
     TemporarilyUnavailable,
 )
-from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.models import Application, Credential, CredentialQuerySet
 from django_infusionsoft.storage.applications import blocked
 from django_infusionsoft.storage.database import outside_atomic_requests
 
@@ -127,12 +127,11 @@ class CredentialActions(CredentialAdminBase):
     @admin.action(
         description=gettext_lazy("Refresh selected credentials"), permissions=["refresh"]
     )
-    def refresh_selected(self, request: HttpRequest, queryset: QuerySet[Credential]) -> None:
+    def refresh_selected(self, request: HttpRequest, queryset: CredentialQuerySet) -> None:
         """Refresh a few immediately; let the next run refresh many."""
         count = queryset.count()
         if count > MAX_REFRESHED_AT_ONCE:
-            if not self._is_too_many(request, count):
-                self._request_refresh(request, queryset)
+            self._request_refresh(request, queryset)
             return
         for done, credential in enumerate(queryset, start=1):
             error = self._refresh(request, credential)
@@ -188,9 +187,8 @@ class CredentialActions(CredentialAdminBase):
         self.message_user(request, text, messages.SUCCESS)
         return None
 
-    def _request_refresh(self, request: HttpRequest, queryset: QuerySet[Credential]) -> None:
-        selected = Credential.objects.get_queryset().filter(pk__in=queryset.values("pk"))
-        count = selected.request_refresh(user=_user(request))
+    def _request_refresh(self, request: HttpRequest, queryset: CredentialQuerySet) -> None:
+        count = queryset.request_refresh(user=_user(request))
         if not count:
             self._add_nothing_to_do(request)
             return

@@ -7,7 +7,7 @@ stored first (``leases``), and one attempt presents it once (``sending``).
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -40,6 +40,7 @@ from django_infusionsoft.storage.credentials import (
     CredentialRow,
     alias_of,
     copy_from,
+    credential_model,
     is_idle,
     reload,
 )
@@ -48,6 +49,8 @@ from django_infusionsoft.storage.database import DatabaseNow, close_own_connecti
 # The shortest pause between two checks for another process's refresh: inside a transaction each
 # check opens a database connection.
 POLL_SECONDS: Final = 1.0
+# How many credentials one statement makes due: databases and drivers limit its parameters.
+REQUESTED_AT_ONCE: Final = 500
 # Set when this process has ended a refresh, by database and credential: wakes waiting threads.
 _ends: Final[WeakValueDictionary[tuple[str, int], threading.Event]] = WeakValueDictionary()
 
@@ -92,15 +95,27 @@ def request_refresh(credentials: QuerySet[CredentialRow], *, user: AbstractBaseU
     """Make the connected, idle credentials due, with an event of the user's; return how many."""
     # The repeat after an attempt without an answer keeps its own time.
     idle = credentials.filter(is_idle(), status=Status.CONNECTED, unanswered_attempts=0)
-    found = list(idle.defer("access_token", "refresh_token"))
-    alias = router.db_for_write(credentials.model)
-    rows = credentials.model._base_manager.using(alias).filter(is_idle())
-    rows.filter(pk__in=[each.pk for each in found]).update(refresh_at=DatabaseNow())
+    rows = idle.select_related(None).only("account", "generation").order_by("pk")
+    count, left = 0, rows
+    while True:
+        found = list(left[:REQUESTED_AT_ONCE])
+        some = {each.pk: each for each in found}  # a filter over a join may repeat a row
+        _make_due(some, user=user)
+        count += len(some)
+        if len(found) < REQUESTED_AT_ONCE:
+            return count
+        left = rows.filter(pk__gt=found[-1].pk)
+
+
+def _make_due(credentials: Mapping[int, CredentialRow], *, user: AbstractBaseUser | None) -> None:
+    model = credential_model()
+    rows = model._base_manager.using(router.db_for_write(model)).filter(is_idle())
+    rows.filter(pk__in=list(credentials)).update(refresh_at=DatabaseNow())
+    details = {"user": user}
     record_all(
-        [Entry(each, EventKind.REFRESH_REQUESTED, {"user": user}) for each in found],
+        [Entry(each, EventKind.REFRESH_REQUESTED, details) for each in credentials.values()],
         on_its_own=False,
     )
-    return len(found)
 
 
 def get_access_token(credential: CredentialRow) -> str:

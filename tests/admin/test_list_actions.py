@@ -174,22 +174,25 @@ def test_next_run_is_requested_outside_atomic_requests(
     assert users_of_events("refresh_requested") == ["operator"] * 3
 
 
-@pytest.mark.parametrize("action", ["refresh_selected", "disconnect_selected"])
-def test_action_rejects_more_than_the_maximum_selected(
-    two_at_once: None,
-    operator: Client,
-    sandbox: Sandbox,
-    monkeypatch: pytest.MonkeyPatch,
-    action: str,
+def test_all_accounts_across_pages_are_left_to_the_next_run(operator: Client) -> None:
+    many(actions.MAX_SELECTED + 1)
+    Credential.objects.update(refresh_at=timezone.now() + timedelta(hours=9))
+    form = {"action": "refresh_selected", "_selected_action": [Credential.objects.all()[0].pk]}
+    response = operator.post(LIST, {**form, "select_across": "1"})
+    assert messages_of(response) == ["success: The next worker run will refresh 501 accounts."]
+    assert Credential.objects.due().count() == 501
+    assert users_of_events("refresh_requested") == ["operator"] * 501
+
+
+def test_action_disconnects_no_more_than_the_maximum_selected(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actions, "MAX_SELECTED", 3)
     credentials = [account(name) for name in ("ab123", "cd456", "ef789", "gh012")]
-    response = run_action(operator, action, *credentials, confirmed="yes")
+    response = run_action(operator, "disconnect_selected", *credentials, confirmed="yes")
     assert messages_of(response) == ["error: Select at most 3 accounts at a time."]
-    assert sandbox.token_requests == []
     assert not CredentialEvent.objects.exists()
-    assert not Credential.objects.due().exists()
-    run_action(operator, action, *credentials[:3], confirmed="yes")
+    run_action(operator, "disconnect_selected", *credentials[:3], confirmed="yes")
     assert CredentialEvent.objects.count() == 3
 
 

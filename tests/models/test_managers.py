@@ -14,6 +14,7 @@ from django.utils import timezone
 from django_infusionsoft.exceptions import ConfigurationError, ImportRejected
 from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Application, Credential, CredentialEvent
+from django_infusionsoft.refresh import single
 from django_infusionsoft.refresh.run_result import Run
 from django_infusionsoft.sandbox import Sandbox
 from tests.support import keap_with
@@ -350,6 +351,41 @@ def test_requesting_refreshes_costs_the_same_number_of_queries_for_many(
         with django_assert_num_queries(5), CaptureQueriesContext(connection) as queries:
             assert request_all() == last
         assert "access_token" not in " ".join(each["sql"] for each in queries.captured_queries)
+
+
+def test_refreshes_of_many_are_requested_in_batches(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "REQUESTED_AT_ONCE", 4)
+    for number in range(10):
+        make(f"x{number}")
+    statements = []
+
+    def note(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        statements.append((sql, len(params or ())))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        assert request_all() == 10
+    # Neither the memory nor the parameters of a statement, which databases limit, grow with them.
+    reads = [sql for sql, _ in statements if sql.startswith("SELECT")]
+    assert ["LIMIT 4" in sql for sql in reads] == [True] * 3
+    columns = len(CredentialEvent._meta.concrete_fields)
+    assert max(size for _, size in statements) <= 4 * columns
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 6])
+def test_each_credential_is_requested_once(
+    db: None, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(single, "REQUESTED_AT_ONCE", 3)
+    for number in range(count):
+        credential = make(f"x{number}")
+        for kind in ("imported", "refreshed"):  # the join repeats each row
+            credential.events.create(kind=kind, generation=1)
+    found = Credential.objects.get_queryset().filter(events__generation=1)
+    assert found.request_refresh() == Credential.objects.due().count() == count
+    assert CredentialEvent.objects.filter(kind="refresh_requested").count() == count
 
 
 def test_request_and_its_event_are_committed_with_the_callers_transaction(deferred: None) -> None:
