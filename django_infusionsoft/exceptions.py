@@ -1,5 +1,7 @@
 """The app's exceptions, by what the caller must do: configure, reconnect, or retry later."""
 
+from typing import Any
+
 from django.core.exceptions import ImproperlyConfigured
 
 
@@ -21,6 +23,17 @@ class DecryptionError(ConfigurationError):
 
 class ImportRejected(InfusionsoftError):
     """A token pair is not imported. The message says why and what to do; it has no token."""
+
+
+class NotAllowed(InfusionsoftError):
+    """The user may not connect this account.
+
+    ``existing`` is the ``Credential`` that the account has, or ``None``.
+    """
+
+    def __init__(self, existing: Any) -> None:
+        super().__init__("The user may not connect this account.")
+        self.existing = existing
 
 
 class ReauthorizationRequired(InfusionsoftError):

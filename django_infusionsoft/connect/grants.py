@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from django_infusionsoft import signals
 from django_infusionsoft.choices import EventKind, Status
-from django_infusionsoft.exceptions import InfusionsoftError
+from django_infusionsoft.exceptions import NotAllowed
 from django_infusionsoft.fields import seal
 from django_infusionsoft.keap.oauth import TokenPair, normalize_account
 from django_infusionsoft.monitoring import history
@@ -31,14 +31,6 @@ from django_infusionsoft.storage.credentials import (
 from django_infusionsoft.storage.database import DatabaseNow, is_in_testcase, persist
 
 MayConnect = Callable[[CredentialRow | None], bool]
-
-
-class NotAllowed(InfusionsoftError):
-    """The user may not connect this account. ``existing`` is the credential that it has."""
-
-    def __init__(self, existing: CredentialRow | None) -> None:
-        super().__init__("The user may not connect this account.")
-        self.existing = existing
 
 
 def imported_pair(

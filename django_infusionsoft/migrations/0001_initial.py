@@ -81,10 +81,6 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
-                    "run_worker",
-                    models.CharField(blank=True, max_length=100, verbose_name="process"),
-                ),
-                (
                     "clock_stepped_at",
                     models.DateTimeField(null=True, verbose_name="clock stepped back"),
                 ),
@@ -534,7 +530,7 @@ class Migration(migrations.Migration):
                 ),
                 ("application_key", models.BigIntegerField()),
                 ("mark", models.CharField(max_length=16)),
-                ("refusals", models.PositiveIntegerField(default=0)),
+                ("rejections", models.PositiveIntegerField(default=0)),
             ],
             options={
                 "verbose_name": "client state",

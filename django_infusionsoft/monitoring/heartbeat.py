@@ -6,7 +6,7 @@ from django.db.models import Case, F, Q, QuerySet, When
 
 from django_infusionsoft.storage.applications import from_now
 from django_infusionsoft.storage.database import DatabaseNow, own_transaction
-from django_infusionsoft.storage.worker import WorkerState, process_name
+from django_infusionsoft.storage.worker import WorkerState
 
 # A smaller difference makes no difference.
 CLOCK_STEP_SECONDS: Final = 1.0
@@ -29,13 +29,13 @@ def begin_run(alias: str, *, pause_seconds: float) -> float | None:
         if state is None:
             _create(alias)
         row = _row(alias).filter(is_old | Q(run_began_at__isnull=True))
-        times = {"run_began_at": DatabaseNow(), "run_seen_at": DatabaseNow()}
-        return _seconds_ahead(state) if row.update(**times, run_worker=process_name()) else None
+        may_begin = row.update(run_began_at=DatabaseNow(), run_seen_at=DatabaseNow())
+        return _seconds_ahead(state) if may_begin else None
 
 
 def record_heartbeat(alias: str) -> None:
     """Record that a run is in progress."""
-    _write(alias, run_seen_at=_seen_at(), run_worker=process_name())
+    _write(alias, run_seen_at=_seen_at())
 
 
 def record_clock_step(alias: str) -> None:
@@ -52,7 +52,6 @@ def end_run(alias: str, *, ended: str, refreshed: int, failed: int) -> None:
         run_ended=ended,
         run_refreshed=refreshed,
         run_failed=failed,
-        run_worker=process_name(),
     )
 
 

@@ -83,8 +83,7 @@ def trust(alias: str, state: ApplicationState) -> None:
     """Unblock a distrusted application."""
     row = row_of(alias, state).filter(block_reason=BlockReason.DISTRUSTED)
     with own_transaction(alias):
-        was_reported = row.filter(was_notified()).update(block_reason=BlockReason.NONE)
-        row.update(block_reason=BlockReason.NONE)
+        was_reported, _ = _unblock(row)
     if was_reported:
         _report_end(state)
 
@@ -280,15 +279,20 @@ def _close(alias: str, state: ApplicationState) -> bool:
     """Unblock the application; return whether it is unblocked, by this process or another."""
     row = _same_block(alias, state).exclude(block_reason=BlockReason.NONE)
     with own_transaction(alias):
-        was_reported = row.filter(was_notified()).update(block_reason=BlockReason.NONE)
-        was_unreported = row.update(block_reason=BlockReason.NONE)
-        is_changed = was_reported or was_unreported
+        was_reported, is_changed = _unblock(row)
         is_closed = is_changed or not blocked(alias).filter(pk=state.pk).exists()
     if is_closed and state.block_reason == BlockReason.UNAVAILABLE:
         _reschedule_failed(alias, state)
     if was_reported:
         _report_end(state)
-    return bool(is_closed)
+    return is_closed
+
+
+def _unblock(row: QuerySet[ApplicationState]) -> tuple[bool, bool]:
+    """Unblock the application; return whether its block was reported, and whether it had one."""
+    was_reported = bool(row.filter(was_notified()).update(block_reason=BlockReason.NONE))
+    was_unreported = bool(row.update(block_reason=BlockReason.NONE))
+    return was_reported, was_reported or was_unreported
 
 
 def _notified_at() -> Case:

@@ -106,7 +106,7 @@ def claim(
     after_401: bool = False,
     user: AbstractBaseUser | None = None,
 ) -> Claim | None:
-    """Take the lease if the generation is the one seen, no lease is alive, and the application is
+    """Take the lease if the generation is the one seen, no lease is valid, and the application is
     not blocked.
 
     :param seen: that generation, if threads share the instance, so that its own may have changed.
@@ -317,18 +317,21 @@ def held(credential: CredentialRow, lease_id: str, generation: int) -> QuerySet[
 def _held_by(lease: Lease, credentials: QuerySet[CredentialRow]) -> list[CredentialRow]:
     """Return the rows that the lease holds."""
     found = credentials.filter(lease_id=lease.id).select_related("application")
-    suspect = ApplicationState._base_manager.using(credentials.db).filter(
-        application_key=OuterRef("application_key"), is_suspect=True
-    )
     rows = found.annotate(
         database_now=DatabaseNow(),
         schema=TableSchema(found.model),
-        is_suspect=Exists(suspect),  # type: ignore[no-redef]  # declared with its default
+        is_suspect=is_suspect(found.db),  # type: ignore[no-redef]  # declared with its default
     )
     for row in rows:
         note_clock_offset(row, row.database_now)
         row.table_schema = row.schema
     return list(rows)
+
+
+def is_suspect(alias: str) -> Exists:
+    """Whether a rejection of a credential's application was counted since the last success."""
+    suspect = ApplicationState._base_manager.using(alias).filter(is_suspect=True)
+    return Exists(suspect.filter(application_key=OuterRef("application_key")))
 
 
 def _new_lease() -> Lease:

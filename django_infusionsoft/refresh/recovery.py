@@ -15,6 +15,7 @@ from django_infusionsoft.exceptions import DecryptionError
 from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import spool
+from django_infusionsoft.refresh.leases import is_suspect
 from django_infusionsoft.refresh.reporting import report
 from django_infusionsoft.refresh.sending import attempt_from, spool_key_of, spooled_error_of
 from django_infusionsoft.refresh.storing import (
@@ -44,7 +45,7 @@ logger = logging.getLogger("django_infusionsoft")
 def reload_and_release(credential: CredentialRow) -> bool:
     """Reload the credential; first store the outcome in the spool that its lease waits for.
 
-    :returns: whether a lease is alive.
+    :returns: whether a lease is valid.
     """
     leased = reload(credential)
     if outcome := spooled_error_of(credential):
@@ -92,7 +93,11 @@ def _settle(
     """Store the reply if it is its row's next one, or remove it if no row needs it any more."""
     key, rows = spooled.key, model._base_manager.using(alias).select_related("application")
     with own_transaction(alias):
-        found = rows.annotate(is_leased=is_leased(), schema=TableSchema(model))
+        found = rows.annotate(
+            is_leased=is_leased(),
+            schema=TableSchema(model),
+            is_suspect=is_suspect(alias),  # type: ignore[no-redef]  # declared with its default
+        )
         credential = found.filter(pk=key.credential_id, identity=key.identity).first()
     if credential is None or credential.generation < key.generation:
         # Another database may have the same name, or this one may be an older copy.
@@ -108,7 +113,7 @@ def _settle(
     is_its_own = credential.lease_id == spooled.lease_id
     if isinstance(spooled, spool.SpooledError):
         return _settle_error(spooled, credential, is_its_own=is_its_own)
-    # A lease that is alive may be about to present the refresh token, or to store this pair.
+    # A valid lease may be about to present the refresh token, or to store this pair.
     if credential.is_leased and (spooled.is_in_flight or not is_its_own):
         return None
     return _store(credential, spooled)
@@ -129,7 +134,6 @@ def _settle_error(
 
 
 def _store(credential: CredentialRow, spooled: spool.Spooled) -> AttemptResult:
-    credential.is_suspect = True  # perhaps: it was not read
     # Without retries: the reply is safe, and a caller may be waiting.
     result = record_outcome(attempt_from(credential, spooled), retry_delays=iter(()))
     report([result])

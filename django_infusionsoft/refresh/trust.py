@@ -61,12 +61,12 @@ def is_believed(credential: CredentialRow) -> bool:
             return True
         client = _client(alias, state)
         if not credential.is_doubted:
-            client.update(refusals=F("refusals") + 1)
+            client.update(rejections=F("rejections") + 1)
             row_of(alias, state).update(is_suspect=True)
-        refusals = client.get().refusals
-    if refusals >= MAX_BELIEVED:
+        rejections = client.get().rejections
+    if rejections >= MAX_BELIEVED:
         breaker.distrust(alias, application, DISTRUST)
-    return refusals < MAX_BELIEVED + (not credential.is_doubted)
+    return rejections < MAX_BELIEVED + (not credential.is_doubted)
 
 
 def note_success(credential: CredentialRow) -> None:
@@ -78,7 +78,7 @@ def note_success(credential: CredentialRow) -> None:
         state = state_of(alias, credential.application)
         if not state.is_suspect:
             return
-        _client(alias, state).update(refusals=0)
+        _client(alias, state).update(rejections=0)
         row_of(alias, state).update(is_suspect=False, is_distrusted=False)
         doubted = _doubted(alias, state)
         breaker.trust(alias, state)

@@ -94,6 +94,15 @@ class Application(models.Model):
             raise ConfigurationError(f"Application {self.name!r}: {error}") from error
 
 
+def application_key() -> models.GeneratedField:
+    """Return a column that makes "no application" a value: a unique constraint ignores NULL."""
+    return models.GeneratedField(
+        expression=Coalesce("application_id", 0),
+        output_field=models.BigIntegerField(),
+        db_persist=True,
+    )
+
+
 class ApplicationState(models.Model):
     """Whether an application is blocked, and its reserved slots."""
 
@@ -106,12 +115,7 @@ class ApplicationState(models.Model):
         related_name="state",
         help_text=_("If empty, the client in the settings is used."),
     )
-    # As CredentialRow's.
-    application_key = models.GeneratedField(
-        expression=Coalesce("application_id", 0),
-        output_field=models.BigIntegerField(),
-        db_persist=True,
-    )
+    application_key = application_key()
     block_reason = models.CharField(
         _("problem"), max_length=20, choices=BlockReason.choices, blank=True
     )
@@ -164,7 +168,7 @@ class ClientState(models.Model):
     application_key = models.BigIntegerField()
     # A keyed hash of the client id and secret.
     mark = models.CharField(max_length=16)
-    refusals = models.PositiveIntegerField(default=0)
+    rejections = models.PositiveIntegerField(default=0)
 
     class Meta:
         verbose_name = _("client state")

@@ -13,7 +13,6 @@ from django.apps import apps
 from django.conf import settings
 from django.db import Error, connections, models, router
 from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
-from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -35,7 +34,7 @@ from django_infusionsoft.exceptions import (
 from django_infusionsoft.fields import EncryptedTextField
 from django_infusionsoft.keap.oauth import Client
 from django_infusionsoft.keap.transport import lease_seconds
-from django_infusionsoft.storage.applications import Application, client_of
+from django_infusionsoft.storage.applications import Application, application_key, client_of
 from django_infusionsoft.storage.database import (
     DatabaseNow,
     TableSchema,
@@ -104,12 +103,7 @@ class CredentialRow(GuardedModel):
         related_name="credentials",
         help_text=_("If empty, the client in the settings is used."),
     )
-    # Makes "no application" a value: in a unique constraint NULL differs from NULL.
-    application_key = models.GeneratedField(
-        expression=Coalesce("application_id", 0),
-        output_field=models.BigIntegerField(),
-        db_persist=True,
-    )
+    application_key = application_key()
     # NULL if Keap has not named it: several rows may have none.
     account = models.CharField(_("account"), max_length=100, null=True, blank=True)  # noqa: DJ001
     account_name = models.CharField(_("account name"), max_length=200, blank=True)
@@ -351,17 +345,17 @@ def _is_failing() -> Q:
 
 
 def is_idle() -> Q:
-    """Whether no lease is alive, by the database's clock."""
+    """Whether no lease is valid, by the database's clock."""
     return Q(lease_until__isnull=True) | Q(lease_until__lte=DatabaseNow())
 
 
 def is_leased() -> ExpressionWrapper[Any]:
-    """Whether a row's lease is alive, by the database's clock."""
+    """Whether a row's lease is valid, by the database's clock."""
     return ExpressionWrapper(Q(lease_until__gt=DatabaseNow()), BooleanField())
 
 
 def reload(credential: CredentialRow) -> bool:
-    """Read what other processes have written; return whether a lease is alive.
+    """Read what other processes have written; return whether a lease is valid.
 
     :raises ReauthorizationRequired: the credential has been deleted.
     """

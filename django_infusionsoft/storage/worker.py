@@ -21,7 +21,6 @@ class WorkerState(models.Model):
     run_ended = models.CharField(_("why the last run ended"), max_length=20, blank=True)
     run_refreshed = models.PositiveIntegerField(_("refreshed by the last run"), default=0)
     run_failed = models.PositiveIntegerField(_("not refreshed by the last run"), default=0)
-    run_worker = models.CharField(_("process"), max_length=100, blank=True)
     clock_stepped_at = models.DateTimeField(_("clock stepped back"), null=True)
     # Up to which event the daily counts are added up, and to which credential events are pruned.
     counted_event_id = models.PositiveBigIntegerField(default=0)

@@ -19,10 +19,10 @@ from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.connect import connection_check, profiles
-from django_infusionsoft.connect.grants import NotAllowed
 from django_infusionsoft.exceptions import (
     ConfigurationError,
     GrantRejected,
+    NotAllowed,
     TemporarilyUnavailable,
 )
 from django_infusionsoft.keap import oauth

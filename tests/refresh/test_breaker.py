@@ -397,24 +397,14 @@ def test_accepted_client_is_reported_once(
     assert len(messages(caplog, "application_accepted")) == 1
 
 
-def test_rejection_is_reported_again_when_hours_have_passed(
-    sandbox: Sandbox, expired: Credential, caplog: pytest.LogCaptureFixture
-) -> None:
-    with (
-        received(signals.application_rejected) as rejected,
-        received(signals.application_accepted) as accepted,
-    ):
-        for _ in range(2):
-            with WRONG:
-                assert refresh(expired) == "ClientRejected"
-            move_hours_back()
-            assert refresh(expired) == "refreshed"
-    assert len(rejected) == len(messages(caplog, "application_rejected")) == 2
-    assert len(accepted) == 2
-
-
-def test_rejection_is_reported_once_when_it_comes_and_goes(
-    sandbox: Sandbox, expired: Credential, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("is_hours_later", "reports"), [(True, 3), (False, 1)])
+def test_rejection_that_comes_and_goes_is_reported_once_an_hour(
+    sandbox: Sandbox,
+    expired: Credential,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_hours_later: bool,
+    reports: int,
 ) -> None:
     with (
         received(signals.application_rejected) as rejected,
@@ -423,9 +413,11 @@ def test_rejection_is_reported_once_when_it_comes_and_goes(
         for _ in range(3):
             with WRONG:
                 assert refresh(expired) == "ClientRejected"
+            if is_hours_later:
+                move_hours_back()
             assert refresh(expired) == "refreshed"
-    assert len(rejected) == len(messages(caplog, "application_rejected")) == 1
-    assert len(accepted) == 1
+    assert len(rejected) == len(messages(caplog, "application_rejected")) == reports
+    assert len(accepted) == reports
 
 
 def test_rejection_is_reported_once_when_it_lasts_for_hours(

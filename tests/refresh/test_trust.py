@@ -213,8 +213,8 @@ def test_success_of_another_client_does_not_restore_the_trust(
         run()
         Credential.objects.update(refresh_at=timezone.now() - timedelta(minutes=1))
     assert counts()[0] == 0
-    assert ClientState.objects.filter(refusals__gte=MAX_BELIEVED).count() == 1
-    assert ClientState.objects.filter(refusals=0).count() == 1
+    assert ClientState.objects.filter(rejections__gte=MAX_BELIEVED).count() == 1
+    assert ClientState.objects.filter(rejections=0).count() == 1
 
 
 def test_trust_returns_when_the_wrong_client_was_tried_again_after_a_success(
@@ -241,9 +241,9 @@ def test_trust_returns_when_a_pair_is_stored_from_the_spool(sandbox: Sandbox, du
     sandbox.plan(REFUSAL, account="acc00")
     with pytest.raises(ReauthorizationRequired):
         rejected.refresh()
-    assert ClientState.objects.get().refusals == 1
+    assert ClientState.objects.get().rejections == 1
     assert recover(row(accepted))
-    assert ClientState.objects.get().refusals == 0
+    assert ClientState.objects.get().rejections == 0
     assert not ApplicationState.objects.get().is_suspect
 
 

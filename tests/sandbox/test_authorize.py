@@ -71,25 +71,25 @@ def test_accounts_are_offered_after_login_when_there_are_several(
     assert 'name="decision"' not in page.text
 
 
-def test_consent_is_requested_after_login_when_there_is_one_account(
-    sandbox: Sandbox, browser_session: requests.Session
-) -> None:
-    page = post(
-        browser_session, authorize_url(sandbox), email="ben@example.test", password="sandbox"
-    )
-    assert "Dune Studio" in page.text
-    assert 'value="allow"' in page.text
-    assert 'value="deny"' in page.text
-
-
-def test_consent_is_requested_after_an_account_was_chosen(
-    sandbox: Sandbox, browser_session: requests.Session
+@pytest.mark.parametrize(
+    ("email", "account", "name"),
+    [("ben@example.test", "", "Dune Studio"), ("ana@example.test", "cd456", "Blue Cycles")],
+    ids=["one account", "two accounts"],
+)
+def test_consent_is_requested_once_the_account_is_known(
+    sandbox: Sandbox,
+    browser_session: requests.Session,
+    email: str,
+    account: str,
+    name: str,
 ) -> None:
     url = authorize_url(sandbox)
-    post(browser_session, url, email="ana@example.test", password="sandbox")
-    page = post(browser_session, url, account="cd456")
-    assert "Blue Cycles" in page.text
+    page = post(browser_session, url, email=email, password="sandbox")
+    if account:
+        page = post(browser_session, url, account=account)
+    assert name in page.text
     assert 'value="allow"' in page.text
+    assert 'value="deny"' in page.text
 
 
 def test_allow_redirects_to_the_callback_with_code_state_and_scope(

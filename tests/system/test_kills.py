@@ -24,7 +24,7 @@ from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox
 from tests.processes import started
-from tests.support import end_leases, received, threads
+from tests.support import ask, end_leases, received, threads
 
 pytestmark = [pytest.mark.every_database, pytest.mark.django_db(transaction=True)]
 
@@ -183,23 +183,29 @@ def killed_when(sandbox: Sandbox, interrupted: StartInterrupted, expired: Creden
 # kill -9
 
 
+# The step of the process that is killed; what becomes of the grant, how many times its refresh
+# token is presented, and the history.
+KILLS = [
+    ("not claimed", "alive", 1, "imported refreshed"),
+    ("stored", "alive", 1, "imported refreshed"),
+    ("out of the spool", "alive", 1, "imported refreshed"),
+    ("reported", "alive", 1, "imported refreshed"),
+    ("claimed", "alive", 1, "imported abandoned refreshed"),
+    ("processed by Keap", "rotation_lost", 2, "imported abandoned reauthorization_required"),
+    ("in the spool", "alive", 1, "imported recovered"),
+]
+
+
 @pytest.mark.parametrize(
-    ("step", "grant", "presentations", "said"),
-    [
-        ("not claimed", "alive", 1, "imported refreshed"),
-        ("claimed", "alive", 1, "imported abandoned refreshed"),
-        ("processed by Keap", "rotation_lost", 2, "imported abandoned reauthorization_required"),
-        ("in the spool", "alive", 1, "imported recovered"),
-        ("stored", "alive", 1, "imported refreshed"),
-        ("out of the spool", "alive", 1, "imported refreshed"),
-        ("reported", "alive", 1, "imported refreshed"),
-    ],
+    ("way", "step", "grant", "presentations", "said"),
+    [("run", *each) for each in KILLS] + [("reader", *each) for each in KILLS[4:]],
 )
-def test_next_run_recovers_from_a_killed_process(
+def test_next_run_or_reader_recovers_from_a_killed_process(
     sandbox: Sandbox,
     expired: Credential,
     killed_when: Kill,
     expire_leases: ExpireLeases,
+    way: str,
     step: Step,
     grant: str,
     presentations: int,
@@ -208,43 +214,15 @@ def test_next_run_recovers_from_a_killed_process(
     process = killed_when(step)
     expire_leases()
     with received(signals.reauthorization_required) as calls:
-        Credential.objects.refresh_due()
+        if way == "run":
+            Credential.objects.refresh_due()
+        else:
+            assert (ask(expired) == "ReauthorizationRequired") == (grant == "rotation_lost")
     assert state(expired, sandbox) == grant
     assert sandbox.presentations(expired.refresh_token) == presentations
     assert history(expired) == said
     assert abandoned_by(expired) == [worker_name(process)] * said.count("abandoned")
     assert [call["reason"] for call in calls] == [grant] * (grant == "rotation_lost")
-
-
-@pytest.mark.parametrize(
-    ("step", "grant", "presentations", "said"),
-    [
-        ("claimed", "alive", 1, "imported abandoned refreshed"),
-        ("processed by Keap", "rotation_lost", 2, "imported abandoned reauthorization_required"),
-        ("in the spool", "alive", 1, "imported recovered"),
-    ],
-)
-def test_next_reader_recovers_from_a_killed_process(
-    sandbox: Sandbox,
-    expired: Credential,
-    killed_when: Kill,
-    expire_leases: ExpireLeases,
-    step: Step,
-    grant: str,
-    presentations: int,
-    said: str,
-) -> None:
-    process = killed_when(step)
-    expire_leases()
-    if grant == "alive":
-        assert stored(expired).session().get("v2/contacts").status_code == 200
-    else:
-        with pytest.raises(ReauthorizationRequired, match="never arrived"):
-            stored(expired).get_access_token()
-    assert state(expired, sandbox) == grant
-    assert sandbox.presentations(expired.refresh_token) == presentations
-    assert history(expired) == said
-    assert abandoned_by(expired) == [worker_name(process)] * said.count("abandoned")
 
 
 @pytest.mark.parametrize("step", ["processed by Keap", "in the spool"])

@@ -4,7 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM
@@ -24,6 +24,7 @@ pytest.importorskip("celery", reason="Celery is not installed here")
 
 Settings = dict[str, Any]
 StartWorker = Callable[..., "Popen[str]"]
+WaitingRun = Callable[..., AbstractContextManager["Popen[str]"]]
 
 NAME = "django_infusionsoft.tasks.refresh_due_credentials"
 ACCOUNTS = tuple(f"ab{number}" for number in range(100, 124))
@@ -162,6 +163,25 @@ def many_due(connect: Callable[..., Credential], sandbox: Sandbox) -> None:
         connect(account, seconds_left=-1)
 
 
+@pytest.fixture
+def waiting_run(
+    sandbox: Sandbox, many_due: None, worker: StartWorker, send: Callable[..., None]
+) -> WaitingRun:
+    """Start a worker whose task waits for a reply until the end of the block."""
+
+    @contextmanager
+    def start(*arguments: str) -> Iterator["Popen[str]"]:
+        gate = sandbox.hold("after")
+        sandbox.plan(faults.latency(0.3), times=None)
+        process = worker("one", *arguments)
+        send("it")
+        gate.wait_until_processed(timeout=30)
+        yield process
+        gate.release()
+
+    return start
+
+
 def end_of(process: "Popen[str]") -> tuple[int, int] | None:
     """Return how a process has ended; it can still be waited for."""
     state = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
@@ -188,23 +208,16 @@ def assert_run_was_clean(sandbox: Sandbox) -> None:
 def test_run_ends_cleanly_when_its_worker_is_terminated(
     whom: str,
     sandbox: Sandbox,
-    many_due: None,
-    worker: StartWorker,
-    send: Callable[..., None],
+    waiting_run: WaitingRun,
     log: Callable[..., str],
 ) -> None:
     """Both ways in which containers and systemd stop a worker."""
-    gate = sandbox.hold("after")
-    sandbox.plan(faults.latency(0.3), times=None)
-    process = worker("one")
-    send("it")
-    gate.wait_until_processed(timeout=30)
-    if whom == "the worker alone":
-        process.terminate()
-    else:
-        os.killpg(process.pid, SIGTERM)
-    wait_for(lambda: "Warm shutdown" in log())
-    gate.release()
+    with waiting_run() as process:
+        if whom == "the worker alone":
+            process.terminate()
+        else:
+            os.killpg(process.pid, SIGTERM)
+        wait_for(lambda: "Warm shutdown" in log())
     wait_for(lambda: end_of(process))
     assert end_of(process) == (os.CLD_EXITED, 0)
     assert " ended=stop" in log()
@@ -213,17 +226,11 @@ def test_run_ends_cleanly_when_its_worker_is_terminated(
 
 def test_task_succeeds_when_it_reaches_its_soft_time_limit(
     sandbox: Sandbox,
-    many_due: None,
-    worker: StartWorker,
-    send: Callable[..., None],
+    waiting_run: WaitingRun,
     log: Callable[..., str],
 ) -> None:
-    gate = sandbox.hold("after")
-    worker("one", "--soft-time-limit", "2")
-    send("it")
-    gate.wait_until_processed(timeout=30)
-    wait_for(lambda: "Soft time limit (2" in log())
-    gate.release()
+    with waiting_run("--soft-time-limit", "2"):
+        wait_for(lambda: "Soft time limit (2" in log())
     wait_for(is_logged(log, "succeeded", "it"))
     assert_run_was_clean(sandbox)
 

@@ -15,7 +15,7 @@ from django.urls import include, path
 from django.utils import timezone
 from django.views.generic import View
 
-from django_infusionsoft.connect.grants import NotAllowed
+from django_infusionsoft.exceptions import NotAllowed
 from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Sandbox, faults
