@@ -24,6 +24,8 @@ logger = logging.getLogger("django_infusionsoft")
 
 # Each is the reply to one refresh token.
 REFRESHES: Final = (EventKind.REFRESHED, EventKind.RECOVERED)
+# The reply had a token pair, and may not be stored.
+ANSWERED: Final = (*REFRESHES, EventKind.LATE_REPLY_DROPPED)
 LEVELS: Final = {
     EventKind.REFRESH_FAILED: logging.WARNING,
     EventKind.LATE_REPLY_DROPPED: logging.WARNING,
@@ -76,10 +78,13 @@ def knows_answer(credential: CredentialRow, presented: str) -> bool:
     return not _kinds_with(credential, presented).isdisjoint(REFRESHES)
 
 
-def has_presented(credential: CredentialRow, presented: str) -> bool:
-    """Whether this site has presented the refresh token before, other than to be rejected."""
+def presentations(credential: CredentialRow, presented: str) -> set[str]:
+    """Return the kinds of this site's earlier presentations of the refresh token.
+
+    One that a rejection ended is not among them.
+    """
     others = {EventKind.IMPORTED, EventKind.REAUTHORIZATION_REQUIRED}
-    return bool(_kinds_with(credential, presented) - others)
+    return _kinds_with(credential, presented) - others
 
 
 def knows(credential: CredentialRow, fingerprint: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.db import Error
 from django.db.models import F, QuerySet
@@ -53,6 +53,8 @@ from django_infusionsoft.storage.credentials import (
 )
 from django_infusionsoft.storage.database import DatabaseNow, persist, update_row
 from django_infusionsoft.text import quoted
+
+T = TypeVar("T")
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -216,16 +218,8 @@ def _mark_rejected(
         lambda: trust.is_believed(credential), attempt, error, retry_delays
     ):
         return _doubt(attempt, error, retry_delays)
-    if error.reason == Reason.USED_ELSEWHERE and _persist(
-        lambda: history.has_presented(credential, attempt.fingerprint),
-        attempt,
-        error,
-        retry_delays,
-    ):
-        error = GrantRejected(
-            "Keap rejected a refresh token that this site has presented before: perhaps an older "
-            "token pair has been written to the database."
-        )
+    if error.reason == Reason.USED_ELSEWHERE:
+        error = _persist(lambda: _explained(attempt, error), attempt, error, retry_delays)
         attempt = replace(attempt, reply=error)
     is_lost = credential.unanswered_attempts or credential.may_be_rotated
     default_reason = Reason.ROTATION_LOST if is_lost else Reason.REVOKED
@@ -243,6 +237,21 @@ def _mark_rejected(
     apply_columns(credential, {**columns, "generation": attempt.generation})
     kind = EventKind.REAUTHORIZATION_REQUIRED
     return AttemptResult(attempt, Outcome.REJECTED, reauthorization_error(credential), kind)
+
+
+def _explained(attempt: Attempt, error: ReauthorizationRequired) -> ReauthorizationRequired:
+    """Return another error if this site has presented the refresh token before."""
+    kinds = history.presentations(attempt.credential, attempt.fingerprint)
+    if not kinds:
+        return error
+    cause = (
+        "perhaps an older token pair has been written to the database"
+        if not kinds.isdisjoint(history.ANSWERED)
+        else "an earlier request may have used it up"
+    )
+    return GrantRejected(
+        f"Keap rejected a refresh token that this site has presented before: {cause}."
+    )
 
 
 def _is_doubtful(attempt: Attempt, error: ReauthorizationRequired) -> bool:
@@ -388,11 +397,11 @@ def _write(
 
 
 def _persist(
-    write: Callable[[], bool],
+    write: Callable[[], T],
     attempt: Attempt,
     error: InfusionsoftError,
     retry_delays: Iterator[float] | None,
-) -> bool:
+) -> T:
     """Let ``write`` commit on its own. If the database stays away, keep the error in the spool."""
     credential = attempt.credential
     key = spool_key(credential, attempt.generation, attempt.fingerprint)

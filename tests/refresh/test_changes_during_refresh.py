@@ -291,19 +291,11 @@ def test_credential_is_disconnected_when_a_reply_arrived_before(
 
 
 @WITH_THREADS
-def test_reader_gets_an_error_when_the_account_is_disconnected_before_the_reply(
-    sandbox: Sandbox, expired: Credential
+@pytest.mark.parametrize("call", [ask, refresh])
+def test_caller_gets_an_error_when_the_account_is_disconnected_before_the_reply(
+    sandbox: Sandbox, expired: Credential, call: Callable[[Credential], str]
 ) -> None:
-    with held(sandbox, lambda: ask(expired)) as finish:
-        row(expired).disconnect()
-        assert finish() == "ReauthorizationRequired"
-
-
-@WITH_THREADS
-def test_refresh_raises_an_error_when_the_account_is_disconnected_before_the_reply(
-    sandbox: Sandbox, expired: Credential
-) -> None:
-    with held(sandbox, lambda: refresh(expired)) as finish:
+    with held(sandbox, lambda: call(expired)) as finish:
         row(expired).disconnect()
         assert finish() == "ReauthorizationRequired"
 
@@ -584,7 +576,7 @@ def test_reason_is_used_elsewhere_when_earlier_refreshes_succeeded(
     assert row(credential).reason == "used_elsewhere"
 
 
-@pytest.mark.parametrize("kind", ["refreshed", "recovered"])
+@pytest.mark.parametrize("kind", ["refreshed", "recovered", "late_reply_dropped"])
 def test_reason_is_not_used_elsewhere_when_this_site_presented_the_token_before(
     sandbox: Sandbox, credential: Credential, kind: str
 ) -> None:
@@ -595,9 +587,20 @@ def test_reason_is_not_used_elsewhere_when_this_site_presented_the_token_before(
     Credential.objects.update(refresh_token=old["refresh_token"])
     assert refresh(row(credential)) == "ReauthorizationRequired"
     assert row(credential).reason == "revoked"
-    assert "has presented before" in row(credential).last_error
+    assert "older token pair" in row(credential).last_error
     event = credential.events.get(kind="reauthorization_required")
-    assert "has presented before" in event.detail
+    assert "older token pair" in event.detail
+
+
+def test_no_older_pair_is_suspected_when_earlier_presentations_failed(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    sandbox.plan(faults.answer(401, {"error": "invalid_client"}), account="ab123")
+    assert refresh(credential) == "ClientRejected"
+    refresh_in_a_copy(credential)
+    assert refresh(credential) == "ReauthorizationRequired"
+    assert row(credential).reason == "revoked"
+    assert "presented before: an earlier request" in row(credential).last_error
 
 
 def test_reason_stays_used_elsewhere_when_the_history_has_only_the_import(
