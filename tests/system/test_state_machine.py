@@ -43,7 +43,7 @@ from hypothesis.stateful import (
 from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.keap.oauth import NO_TOKEN, TokenPair
 from django_infusionsoft.models import ApplicationState, Credential
-from django_infusionsoft.refresh import leases, reporting, sending, spool, storing
+from django_infusionsoft.refresh import leases, reporting, sending, spool, storing, trust
 from django_infusionsoft.refresh.recovery import recover_all
 from django_infusionsoft.sandbox import Sandbox, TokenRequest, faults
 
@@ -166,12 +166,12 @@ class Attempt:
     is_presented: bool = False
     request: TokenRequest | None = None
     is_written: bool = False
-    """Whether the outcome is in the database."""
+    """Whether the outcome is in the database or in the spool."""
     is_late: bool = False
 
     @property
     def is_answered(self) -> bool:
-        """Whether the database knows the result of the presentation, if there was one."""
+        """Whether the app knows the result of the presentation, if there was one."""
         was_answered = self.request is not None and self.request.is_delivered
         return self.is_written and (was_answered or not self.is_presented)
 
@@ -340,7 +340,9 @@ class Model(RuleBasedStateMachine):
         results: list[storing.AttemptResult] = []  # empty if the database fails
         with database(condition):
             results.append(storing.record_outcome(worker.attempt))
-        worker.notes.is_written = bool(results) or not self._lease_of(worker.claim)
+        spooled = sending.spooled_error_of(worker.claim.credential)
+        is_kept = spooled is not None and spooled.lease_id == worker.claim.lease.id
+        worker.notes.is_written = bool(results) or is_kept or not self._lease_of(worker.claim)
         if reports:
             reporting.report(results)
 
@@ -479,6 +481,7 @@ class Model(RuleBasedStateMachine):
         for _ in range(3):
             self.run("calm", later=10 * DAY)
             self.rows_only_move_forward()
+            trust.believe_rejections("default")  # many grants may really have ended
         for credential in Credential.objects.all():
             if credential.reason == "unanswered":
                 self._check_unanswered(credential)
