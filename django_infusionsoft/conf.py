@@ -15,6 +15,8 @@ from django_infusionsoft.exceptions import ConfigurationError
 
 T = TypeVar("T")
 PREFIX: Final = "INFUSIONSOFT_"
+# Whether files have a user as their owner, and a mode: not on Windows.
+HAS_OWNERS: Final = hasattr(os, "geteuid")
 
 
 def is_loopback(host: str | None) -> bool:
@@ -71,6 +73,8 @@ def _endpoint_or_empty(value: Any) -> str:
 
 def _absolute_or_empty(value: Any) -> str:
     path = os.fspath(value)
+    if path and not HAS_OWNERS:
+        return "must be empty: this system cannot tell who may read a directory"
     return "" if not path or Path(path).is_absolute() else "must be an absolute path, or empty"
 
 
@@ -214,9 +218,10 @@ class Conf:
         12, "how many refreshes one worker runs at the same time", _positive
     )
     SPOOL_DIR: Setting[str | os.PathLike[str]] = Setting(
-        "/var/tmp/django-infusionsoft-{uid}",  # noqa: S108  # the spool checks owner and mode
+        # The spool checks owner and mode.
+        "/var/tmp/django-infusionsoft-{uid}" if HAS_OWNERS else "",  # noqa: S108
         "a directory for encrypted replies that are not in the database yet; ``{uid}`` is the "
-        "id of the user that runs the process; empty: none",
+        "id of the user that runs the process; empty: none, as on Windows",
         _absolute_or_empty,
         or_type=os.PathLike,
     )

@@ -12,6 +12,11 @@ from types import FrameType
 from typing import Any
 
 
+def existing(*names: str) -> list[signal.Signals]:
+    """Return the signals with these names that this system has: Windows lacks some."""
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
 class Stop:
     """Whether a signal has asked for the end: call it."""
 

@@ -64,10 +64,13 @@ def refresh_due_credentials(
 
 def _stop_requested() -> AbstractContextManager[shutdown.Stop]:
     """Defer the signals that Celery or a user sends to the process of a task."""
-    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+    signals = shutdown.existing("SIGTERM", "SIGINT", "SIGQUIT")
     # Outside the prefork pool, SIGUSR1 is not a soft time limit.
-    has_soft_limit = signal.getsignal(signal.SIGUSR1) is soft_timeout_sighandler
-    soft_limit = [signal.SIGUSR1] if has_soft_limit else []
+    soft_limit = [
+        each
+        for each in shutdown.existing("SIGUSR1")
+        if signal.getsignal(each) is soft_timeout_sighandler
+    ]
     return shutdown.deferred_signals(*signals, *soft_limit, discarded=soft_limit)
 
 

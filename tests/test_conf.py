@@ -1,5 +1,6 @@
 """Settings: read and validated when used."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,3 +86,14 @@ def test_url_is_rejected_when_it_is_malformed_or_contains_a_password(url: str) -
 def test_none_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match="WAIT_SECONDS"):
         _ = conf.WAIT_SECONDS
+
+
+def test_spool_is_rejected_when_directories_have_no_owner(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("django_infusionsoft.conf.HAS_OWNERS", False)
+    with (
+        override_settings(INFUSIONSOFT_SPOOL_DIR=tmp_path / "other"),
+        pytest.raises(ConfigurationError, match="must be empty"),
+    ):
+        _ = conf.SPOOL_DIR

@@ -139,7 +139,8 @@ class _Adapters:
 
     def __init__(self) -> None:
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         # The adapter is not closed, since its sockets belong to the parent process. A new lock:

@@ -32,7 +32,7 @@ NOT_REFRESHED: Final = (
 )
 USAGE_ERROR: Final = 2
 # SIGHUP: the terminal was closed.
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS: Final = shutdown.existing("SIGTERM", "SIGINT", "SIGHUP")
 
 
 class Command(BaseCommand):
