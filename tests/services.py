@@ -2,7 +2,7 @@
 
 A test is skipped if its server or program is missing, and the end of the run says so. If
 ``INFUSIONSOFT_TESTS_REQUIRE`` names it (comma-separated: postgresql, mariadb, redis, rabbitmq,
-browser, curl, gettext, php; or ``all``), the test fails instead.
+browser, curl, gettext, pgbouncer, php; or ``all``), the test fails instead.
 """
 
 import os

@@ -4,7 +4,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -32,6 +33,10 @@ RETRY_PAUSES: Final = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 10.0)
 # How long a second connection waits for a lock. If the caller's transaction holds it, it would
 # wait for ever.
 LOCK_TIMEOUT_SECONDS: Final = 5
+# How long an own transaction waits for a second connection. If callers' transactions hold all of
+# them, each waits for the others: half a minute with a pool of Django's, and two with PgBouncer.
+CONNECTION_TIMEOUT_SECONDS: Final = 3.0
+BEGIN_THREAD: Final = "infusionsoft-begin"
 # How long a claim's transaction may be idle: it has two statements, and nothing between them.
 IDLE_TIMEOUT_SECONDS: Final = 5
 LOCKED_OUT: Final = (
@@ -40,7 +45,8 @@ LOCKED_OUT: Final = (
 )
 NO_CONNECTION: Final = (
     "No database connection is available. A refresh inside a transaction needs a second one: "
-    "raise the limit (such as the pool's max_size), or refresh the credential before it."
+    "raise the limit (such as the pool's max_size, or PgBouncer's default_pool_size), or refresh "
+    "the credential before the transaction."
 )
 
 
@@ -133,15 +139,14 @@ def own_connection(alias: str) -> Iterator[None]:
     caller = connections[alias]
     if caller.errors_occurred:  # in a process that lives long: see close_lost_connections()
         _close_if_lost(caller)
-    shared = _shared.connections[alias] = _new_connection(caller)
+    _shared.connections[alias] = _new_connection(caller)
     if _is_held_by_caller(caller) and (session := _session(caller)):
         _shared.sessions[alias] = session
     try:
         yield
     finally:
-        del _shared.connections[alias]
         _shared.sessions.pop(alias, None)
-        shared.close()
+        _shared.connections.pop(alias).close()
 
 
 def close_own_connection(alias: str) -> None:
@@ -160,9 +165,9 @@ def own_transaction(alias: str) -> Iterator[None]:
 
     A tenant of django-tenants is selected on it, too.
 
-    :raises DatabaseBusy: no second connection is available, or a lock blocks it: the caller has
-        locked the same row, or, on SQLite, has written, or has read without a write-ahead log. Or
-        the caller's connection has another role or search path.
+    :raises DatabaseBusy: no second connection is available within a few seconds, or a lock blocks
+        it: the caller has locked the same row, or, on SQLite, has written, or has read without a
+        write-ahead log. Or the caller's connection has another role or search path.
     """
     current = connections[alias]
     outer = _shared.current.get(alias)
@@ -170,23 +175,18 @@ def own_transaction(alias: str) -> Iterator[None]:
         yield
         return
     is_ready = False
-    with _second_connection(alias) as own:
-        connections[alias] = own
-        try:
-            own.set_autocommit(True)  # whatever the settings say
-            _select_tenant(own, _tenant_of(current))
-            with _limited_lock_waits(own):
-                _require_same_session(own)
-                is_ready = True
-                _shared.current[alias] = own, len(own.atomic_blocks)
-                yield
-        except OperationalError as error:
-            raise DatabaseBusy(LOCKED_OUT if is_ready else NO_CONNECTION) from error
-        finally:
-            connections[alias] = current
-            _shared.current.pop(alias, None)
-            if outer is not None:
-                _shared.current[alias] = outer
+    try:
+        with _second_connection(alias) as own:
+            _require_same_session(own)
+            is_ready = True
+            _shared.current[alias] = own, len(own.atomic_blocks)
+            yield
+    except OperationalError as error:
+        raise DatabaseBusy(LOCKED_OUT if is_ready else NO_CONNECTION) from error
+    finally:
+        _shared.current.pop(alias, None)
+        if outer is not None:
+            _shared.current[alias] = outer
 
 
 @contextmanager
@@ -369,17 +369,54 @@ def _is_held_by_caller(connection: BaseDatabaseWrapper) -> bool:
 
 @contextmanager
 def _second_connection(alias: str) -> Iterator[BaseDatabaseWrapper]:
-    """Yield the shared connection unless it is in a transaction, otherwise a new one."""
-    own = shared = _shared.connections.get(alias)
-    if own is None or own.in_atomic_block:
-        own = _new_connection(connections[alias])
+    """Use the shared connection unless it is in a transaction, otherwise a new one.
+
+    :raises DatabaseBusy: none is available in a few seconds.
+    """
+    caller, own = connections[alias], _shared.connections.get(alias)
+    is_shared = own is not None and not own.in_atomic_block
+    if own is None or not is_shared:
+        own = _new_connection(caller)
+    begun: Future[ExitStack] = Future()
+    # No driver, pool or pooler lets a caller limit the wait. The first statement included:
+    # PgBouncer accepts a connection at once.
+    arguments = begun, own, _tenant_of(caller)
+    threading.Thread(target=_begin, args=arguments, name=BEGIN_THREAD, daemon=True).start()
+    connections[alias] = own
     try:
-        yield own
-    except BaseException:
-        own.close()  # it may be lost, or in the middle of an answer
+        with begun.result(CONNECTION_TIMEOUT_SECONDS):
+            yield own
+    except BaseException as error:
+        if not begun.cancel():
+            own.close()  # it may be lost, or in the middle of an answer
+            raise
+        if is_shared:  # the thread still waits for the old one
+            _shared.connections[alias] = _new_connection(caller)
+        if isinstance(error, TimeoutError):
+            raise DatabaseBusy(NO_CONNECTION) from None
         raise
-    if own is not shared:
+    finally:
+        connections[alias] = caller
+    if not is_shared:
         own.close()
+
+
+def _begin(begun: "Future[ExitStack]", own: BaseDatabaseWrapper, tenant: Any) -> None:
+    """Open a second connection, and begin what limits its waits for locks. Runs in a thread."""
+    connections[own.alias] = own
+    try:
+        with ExitStack() as stack:
+            own.set_autocommit(True)  # whatever the settings say
+            _select_tenant(own, tenant)
+            stack.enter_context(_limited_lock_waits(own))
+            if begun.set_running_or_notify_cancel():
+                begun.set_result(stack.pop_all())
+                return
+    except BaseException as error:  # noqa: BLE001  # raised by result()
+        if not begun.cancelled() and begun.set_running_or_notify_cancel():
+            begun.set_exception(error)
+            return
+    own.close()  # too late
 
 
 def tenant_selector(alias: str) -> Callable[[], None]:
@@ -390,6 +427,7 @@ def tenant_selector(alias: str) -> Callable[[], None]:
 
 def _new_connection(caller: BaseDatabaseWrapper) -> BaseDatabaseWrapper:
     own = connections.create_connection(caller.alias)
+    own.inc_thread_sharing()
     _select_tenant(own, _tenant_of(caller))
     return own
 
