@@ -22,7 +22,9 @@ class DjangoInfusionsoftConfig(AppConfig):
             values,
             views,
         )
+        from django_infusionsoft.storage import query_caches
 
+        query_caches.exclude(list(self.get_models()))
         register(values.check_encryption_keys)
         register(values.check_key_strength)
         register(values.check_settings)
