@@ -119,7 +119,9 @@ def test_report_follows_when_another_problem_was_reported_a_moment_before(
         assert len(reports) == 1
 
 
-def test_signals_are_sent_once_no_lease_is_held(sandbox: Sandbox, batch: list[Credential]) -> None:
+def test_signals_are_sent_once_no_lease_is_held(
+    sandbox: Sandbox, batch: list[Credential], due: Due, second: Application
+) -> None:
     leases: list[int] = []
 
     def count_leases(**kwargs: Any) -> None:
@@ -131,6 +133,7 @@ def test_signals_are_sent_once_no_lease_is_held(sandbox: Sandbox, batch: list[Cr
         with OTHER:
             run()
         make_turn_due()
+        due(ACCOUNTS[0], application=second)  # is claimed together with the account in turn
         run()
     finally:
         for signal in (signals.application_rejected, signals.application_accepted):
@@ -217,14 +220,17 @@ def test_success_of_another_client_does_not_restore_the_trust(
     assert ClientState.objects.filter(rejections=0).count() == 1
 
 
+@pytest.mark.parametrize("is_doubted", [True, False])
 def test_trust_returns_when_the_wrong_client_was_tried_again_after_a_success(
-    sandbox: Sandbox, batch: list[Credential]
+    sandbox: Sandbox, batch: list[Credential], *, is_doubted: bool
 ) -> None:
+    """The accounts that were being refreshed during the success stay doubted."""
     with OTHER:
         run()
     make_turn_due()
     run_until_one_succeeds()
-    Credential.objects.filter(generation=1).update(refresh_at=timezone.now())
+    rest = Credential.objects.filter(generation=1)
+    rest.update(refresh_at=timezone.now(), is_doubted=is_doubted)
     with OTHER:
         run()
     for _ in range(3):
@@ -278,6 +284,29 @@ def test_at_most_five_are_lost_when_keap_rejects_everybody_again(
     sandbox.plan(REFUSAL, times=None)
     run()
     assert counts()[0] <= MAX_BELIEVED
+
+
+def test_rejections_that_were_counted_do_not_count_again(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    Credential.objects.update(is_doubted=True)
+    sandbox.plan(REFUSAL, times=None)
+    assert run() == {"rejected": len(ACCOUNTS)}
+    assert not Credential.objects.filter(is_doubted=True).exists()
+
+
+def test_account_that_is_lost_after_the_trust_has_returned_is_not_retried(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    with OTHER:
+        run()
+    make_turn_due()
+    run()
+    sandbox.plan(REFUSAL)
+    for account, outcome in ((ACCOUNTS[0], "rejected"), (ACCOUNTS[1], "refreshed")):
+        Credential.objects.filter(account=account).update(refresh_at=timezone.now())
+        assert run() == {outcome: 1}
+    assert counts()[0] == 1
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite lets one writer in at a time")
