@@ -86,3 +86,7 @@ class ReplacedRecently(TemporarilyUnavailable):
 
 class DatabaseBusy(TemporarilyUnavailable):
     """The refresh could not be recorded beforehand, so nothing was sent to Keap."""
+
+
+class AnotherSession(DatabaseBusy):
+    """The caller's transaction has another role or search path than other connections have."""

@@ -204,6 +204,8 @@ class CredentialManager(models.Manager["Credential"]):
         :param may_connect: called before, with the account's credential or ``None``, whose row is
             locked meanwhile.
         :raises NotAllowed: ``may_connect`` returned false. Nothing is stored.
+        :raises DatabaseBusy: it cannot be stored outside the caller's transaction: this has
+            another role or search path, or has locked the row.
         """
         return grants.store(
             self.model,

@@ -22,7 +22,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, Func, Model
 from django.db.models.functions import Now
 
-from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.exceptions import AnotherSession, DatabaseBusy
 
 T = TypeVar("T")
 View = TypeVar("View", bound=Callable[..., Any])
@@ -52,8 +52,8 @@ NO_CONNECTION: Final = (
 
 ANOTHER_SESSION: Final = (
     "The current transaction has another role or search_path than a second connection to the "
-    "database would have: refresh the credential before the transaction, or set both for all "
-    "connections in the OPTIONS of the database."
+    "database would have: connect or refresh the account before the transaction, or set both for "
+    "all connections in the OPTIONS of the database."
 )
 
 
@@ -177,7 +177,7 @@ def own_transaction(alias: str) -> Iterator[None]:
     is_ready = False
     try:
         with _second_connection(alias) as own:
-            _require_same_session(own)
+            _require_same_session(own, current)
             is_ready = True
             _shared.current[alias] = own, len(own.atomic_blocks)
             yield
@@ -287,6 +287,8 @@ def persist(
             try:
                 with own_transaction(alias):
                     return write()
+            except AnotherSession:
+                raise  # every retry would find the same
             except (OperationalError, InterfaceError, InternalError, DatabaseBusy):
                 if connections[alias].needs_rollback:
                     raise  # a TestCase's transaction, to which nothing can be written any more
@@ -448,22 +450,31 @@ def _session(connection: BaseDatabaseWrapper) -> tuple[str, str] | None:
     if connection.vendor != "postgresql" or connection.needs_rollback:
         return None
     try:
+        connection.ensure_connection()
+        is_idle = connection.connection.info.transaction_status == 0
         with connection.cursor() as cursor:
             cursor.execute("SELECT current_user, current_setting('search_path')")
             role, search_path = cursor.fetchone()
+        if is_idle and not connection.get_autocommit():
+            connection.connection.rollback()  # without autocommit, the query has begun one
     except (DatabaseError, InterfaceError):  # it is lost, or its transaction has failed
         return None
     return role, search_path
 
 
-def _require_same_session(own: BaseDatabaseWrapper) -> None:
-    """Compare a second connection with the caller's, before its first statement."""
-    expected = _shared.sessions.get(own.alias)
-    if expected is None or own is not _shared.connections.get(own.alias):
+def _require_same_session(own: BaseDatabaseWrapper, caller: BaseDatabaseWrapper) -> None:
+    """Compare a second connection with the caller's, before its first statement.
+
+    The shared one only once: its caller's is read when the block begins.
+    """
+    is_shared = own is _shared.connections.get(own.alias)
+    expected = _shared.sessions.get(own.alias) if is_shared else _session(caller)
+    if expected is None:
         return
     if _session(own) != expected:
-        raise DatabaseBusy(ANOTHER_SESSION)
-    del _shared.sessions[own.alias]
+        raise AnotherSession(ANOTHER_SESSION)
+    if is_shared:
+        del _shared.sessions[own.alias]
 
 
 @contextmanager

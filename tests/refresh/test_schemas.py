@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from django_infusionsoft.exceptions import DatabaseBusy, OutcomeUnknown
+from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.leases import claim
 from django_infusionsoft.refresh.sending import spool_key_of
@@ -58,6 +59,21 @@ def test_nothing_is_sent_when_the_transaction_has_another_search_path(
         with pytest.raises(DatabaseBusy, match="search_path"):
             getattr(credential, way)()
     assert sandbox.token_requests == []
+
+
+def test_nothing_is_stored_when_the_transaction_has_another_search_path(
+    other_schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = TokenPair("new-access-token", "new-refresh-token", 3600, "ab123")
+    before = Credential.objects.get_default().access_token
+    with transaction.atomic():
+        execute(f"SET LOCAL search_path = {other_schema}, public")
+        with pytest.raises(DatabaseBusy, match="search_path"):
+            Credential.objects.connect(pair, application=None)
+        assert Credential.objects.get_default().access_token == before
+    assert Credential.objects.get_default().access_token == before
+    assert "pair_not_stored account=ab123" in caplog.text
+    assert "not_stored_yet" not in caplog.text
 
 
 def test_valid_access_token_is_returned_when_the_transaction_has_another_search_path(
