@@ -35,7 +35,6 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(views.check_redirect_uri)
         register(views.check_urls)
         register(views.check_session_cookie)
-        register(views.check_session_engine)
         register(views.check_middleware)
         register(views.check_callback_path)
         register(views.check_callback_host)

@@ -22,6 +22,7 @@ from django_infusionsoft.storage.applications import (
     ClientState,
     client_of,
 )
+from django_infusionsoft.storage.callbacks import Callback
 from django_infusionsoft.storage.counts import DailyCount
 from django_infusionsoft.storage.credentials import CredentialRow, note_clock_offset
 from django_infusionsoft.storage.database import DatabaseNow
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Application",
     "ApplicationState",
+    "Callback",
     "ClientState",
     "Credential",
     "CredentialEvent",

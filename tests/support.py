@@ -75,6 +75,7 @@ def failing_updates(
     written: bool = False,
     when: Callable[[], bool] = lambda: True,
     statement: str = "UPDATE",
+    table: str = "credential",
 ) -> Iterator[list[str]]:
     """Let the next ``UPDATE`` of a credential fail for each message, as a lost connection does.
 
@@ -85,7 +86,7 @@ def failing_updates(
     left = list(messages)
 
     def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        is_ours = sql.startswith(statement) and "django_infusionsoft_credential" in sql
+        is_ours = sql.startswith(statement) and f"django_infusionsoft_{table}" in sql
         if not (is_ours and left and when()):
             return execute(sql, params, many, context)
         if written:

@@ -71,19 +71,6 @@ def check_session_cookie(**kwargs: Any) -> list[CheckMessage]:
     )
 
 
-def check_session_engine(**kwargs: Any) -> list[CheckMessage]:
-    """W012: an old cookie still contains states that have been used since."""
-    if settings.SESSION_ENGINE != "django.contrib.sessions.backends.signed_cookies":
-        return []
-    return problem(
-        "W012",
-        "With cookie-based sessions, a state can be used more than once.",
-        "An older cookie still contains its states, which are valid for ten minutes. "
-        "Set SESSION_ENGINE to a backend that stores sessions on the server, such as "
-        "Django's default.",
-    )
-
-
 def check_middleware(**kwargs: Any) -> list[CheckMessage]:
     """W013: the views need the user and the session."""
     if not _are_views_included():

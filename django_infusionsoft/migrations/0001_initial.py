@@ -520,6 +520,27 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.CreateModel(
+            name="Callback",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("state_hash", models.CharField(max_length=64, unique=True)),
+                ("response_hash", models.CharField(max_length=64)),
+                ("created_at", models.DateTimeField(db_index=True, verbose_name="created")),
+                ("finished_at", models.DateTimeField(null=True)),
+                ("result", models.TextField(default="{}")),
+            ],
+            options={
+                "verbose_name": "callback",
+                "verbose_name_plural": "callbacks",
+                "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
             name="ClientState",
             fields=[
                 (

@@ -1,5 +1,6 @@
 """The base of the views of the authorization code grant (RFC 6749 section 4.1)."""
 
+from dataclasses import asdict
 from typing import Any
 
 from django.contrib.auth.base_user import AbstractBaseUser
@@ -41,6 +42,15 @@ class ErrorPage(Exception):
         super().__init__(title)
         self.title, self.text, self.status = title, text, status
         self.detail, self.pending = str(detail), pending
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it in the types of JSON."""
+        return vars(self) | {"pending": self.pending and asdict(self.pending)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ErrorPage":
+        pending = values["pending"]
+        return cls(**values | {"pending": pending and PendingAuthorization(**pending)})
 
 
 class SecretsFilter(SafeExceptionReporterFilter):
@@ -148,6 +158,15 @@ def misconfigured(
         _("This site is not configured for Keap"),
         _("Nothing was connected. A site administrator must fix the configuration first."),
         detail=error,
+        status=503,
+        pending=pending,
+    )
+
+
+def not_stored(pending: PendingAuthorization | None = None) -> ErrorPage:
+    return ErrorPage(
+        _("The connection could not be stored"),
+        _("The database did not save it. Start again in a few minutes."),
         status=503,
         pending=pending,
     )

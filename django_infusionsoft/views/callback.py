@@ -29,9 +29,15 @@ from django_infusionsoft.keap import oauth
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.storage.credentials import CredentialRow
 from django_infusionsoft.storage.database import outside_atomic_requests
-from django_infusionsoft.views import oauth_state
-from django_infusionsoft.views.base import ErrorPage, KeapView, misconfigured, usable_client
-from django_infusionsoft.views.oauth_state import PendingAuthorization, StateError
+from django_infusionsoft.views.base import (
+    ErrorPage,
+    KeapView,
+    misconfigured,
+    not_stored,
+    usable_client,
+)
+from django_infusionsoft.views.oauth_state import PendingAuthorization
+from django_infusionsoft.views.repeats import handle_once
 
 
 class CallbackView(KeapView):
@@ -65,8 +71,10 @@ class CallbackView(KeapView):
             status=403,
         )
 
+    @sensitive_variables()
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return self.connected(*self._connect())
+        state = self._parameter("state")
+        return self.connected(*handle_once(request, state, self._answer, self._connect))
 
     def may_connect(self, pair_account: str | None, existing: Credential | None) -> bool:
         """Return whether the user may connect the account. Called before anything is stored.
@@ -87,7 +95,8 @@ class CallbackView(KeapView):
     def connected(self, credential: Credential, pending: PendingAuthorization) -> HttpResponse:
         """Return the response once the token pair is stored.
 
-        Override this to record which user or customer has the account.
+        Override this to record which user or customer has the account. It is called again if the
+        same request comes again within a minute.
 
         :param pending: the authorization request, with ``next_url`` and, for a reconnection,
             ``credential_id``.
@@ -113,8 +122,7 @@ class CallbackView(KeapView):
             messages.warning(self.request, text % names, fail_silently=True)
 
     @sensitive_variables()
-    def _connect(self) -> tuple[Credential, PendingAuthorization]:
-        pending = self._pending()
+    def _connect(self, pending: PendingAuthorization) -> Credential:
         if "error" in self._answer:
             raise _error_response(self._answer["error"], pending)
         code = self._parameter("code")
@@ -125,26 +133,7 @@ class CallbackView(KeapView):
                 status=400,
                 pending=pending,
             )
-        credential = self._exchange(code, pending)
-        return credential.fetch_profile(), pending
-
-    def _pending(self) -> PendingAuthorization:
-        try:
-            return oauth_state.consume(self.request, self._parameter("state"))
-        except StateError:
-            raise ErrorPage(
-                _("This connection attempt is no longer open"),
-                _(
-                    "It has already been completed, took longer than ten minutes, or was not "
-                    "started in this browser. Nothing has changed. If the account is not "
-                    "connected yet, start again."
-                ),
-                detail=_(
-                    "If it was started in this browser, Keap redirected you to a different host "
-                    "name than the one where you started."
-                ),
-                status=400,
-            ) from None
+        return self._exchange(code, pending).fetch_profile()
 
     def _exchange(self, code: str, pending: PendingAuthorization) -> Credential:
         try:
@@ -176,12 +165,7 @@ class CallbackView(KeapView):
         except TemporarilyUnavailable as error:
             raise _unavailable(pending, error) from error
         except DatabaseError as error:
-            raise ErrorPage(
-                _("The connection could not be stored"),
-                _("The database did not save it. Start again in a few minutes."),
-                status=503,
-                pending=pending,
-            ) from error
+            raise not_stored(pending) from error
 
     def _parameter(self, name: str) -> str:
         """Return the value; empty where it is missing or repeated (RFC 6749 section 3.1)."""

@@ -43,6 +43,11 @@ def begin(request: HttpRequest, pending: PendingAuthorization) -> str:
     return state
 
 
+def is_pending(request: HttpRequest, state: str) -> bool:
+    """Whether the state is in the session."""
+    return any(constant_time_compare(known, state) for known, _ in _pending(request))
+
+
 def consume(request: HttpRequest, state: str) -> PendingAuthorization:
     """Remove the state from the session, and return its request.
 

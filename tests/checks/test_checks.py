@@ -154,12 +154,8 @@ def test_strict_session_cookie_is_a_warning() -> None:
     assert ids(SESSION_COOKIE_SAMESITE="Strict") == ["W003"]
 
 
-def test_sessions_in_cookies_are_a_warning() -> None:
-    assert ids(SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies") == ["W012"]
-
-
-@pytest.mark.parametrize("engine", ["cache", "cached_db", "file"])
-def test_server_side_sessions_are_accepted(engine: str) -> None:
+@pytest.mark.parametrize("engine", ["cache", "cached_db", "file", "signed_cookies"])
+def test_sessions_of_every_kind_are_accepted(engine: str) -> None:
     assert ids(SESSION_ENGINE=f"django.contrib.sessions.backends.{engine}") == []
 
 

@@ -4,6 +4,7 @@ import html
 import logging
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from django.test import Client, override_settings
 from django.urls import reverse
 from django.utils import timezone
 
-from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.models import Application, Callback, Credential
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
+from django_infusionsoft.views.oauth_state import SESSION_KEY
 from tests.support import failing_updates, threads
 from tests.web import (
     HERE,
@@ -242,6 +244,16 @@ def test_error_page_is_shown_when_the_token_pair_cannot_be_stored(
         assert_error_page(client.get(callback), 503, "could not be stored", "Start again in")
 
 
+def test_code_is_not_exchanged_when_the_database_cannot_be_written(
+    transactional_db: None, client: Client, sandbox: Sandbox
+) -> None:
+    callback = sandbox.authorize(go_to_keap(client))
+    with failing_updates("read-only", statement="INSERT", table="callback"):
+        assert_error_page(client.get(callback), 503, "could not be stored", "Start again in")
+    assert sandbox.token_requests == []
+    assert "Account ab123 is connected" in text_of(client.get(callback))
+
+
 @pytest.mark.parametrize("scope", ["full", "absent"])
 def test_account_is_read_from_the_profile_when_the_reply_does_not_name_it(
     client: Client, sandbox: Sandbox, scope: Any
@@ -323,17 +335,69 @@ def test_state_is_consumed_before_the_code_is_exchanged(client: Client, sandbox:
     sandbox.plan(faults.error_503(), endpoint="exchange")
     url = sandbox.authorize(go_to_keap(client))
     assert_error_page(client.get(url), 503)
+    forget_results()
     assert_error_page(client.get(url), 400, "attempt is no longer open")
     assert len(sandbox.token_requests) == 1
 
 
-def test_reloaded_callback_changes_nothing(client: Client, sandbox: Sandbox) -> None:
+def forget_results() -> None:
+    """Let more than a minute pass."""
+    Callback.objects.update(finished_at=timezone.now() - timedelta(seconds=61))
+
+
+def test_reloaded_callback_shows_the_same_page_for_a_minute(
+    client: Client, sandbox: Sandbox
+) -> None:
     url = sandbox.authorize(go_to_keap(client))
-    client.get(url)
+    first, second = client.get(url), client.get(url)
+    assert second.status_code == 200
+    assert second.content == first.content
+    forget_results()
     response = client.get(url)
     assert response.status_code == 400
     assert "It has already been completed" in text_of(response)
     assert Credential.objects.get().generation == 1
+    assert len(sandbox.token_requests) == 1
+
+
+def test_reloaded_callback_redirects_to_next_with_the_message(
+    client: Client, sandbox: Sandbox
+) -> None:
+    url = sandbox.authorize(go_to_keap(client, next="/here/"))
+    for response in (client.get(url), client.get(url)):
+        assert response.headers["Location"] == "/here/"
+        assert messages_of(response)[-1] == "Account ab123 is connected."
+
+
+@pytest.mark.parametrize("query", ["error=access_denied", "code=nonsense", "code="])
+def test_reloaded_callback_shows_the_same_error_page(client: Client, query: str) -> None:
+    state = parameter(go_to_keap(client, next="/here/"), "state")
+    url = f"{CALLBACK}?state={state}&{query}"
+    first, second = client.get(url), client.get(url)
+    assert second.status_code == first.status_code
+    assert second.content == first.content
+    assert "Start again" in text_of(second)
+
+
+def test_reloaded_callback_says_that_the_attempt_was_interrupted(
+    client: Client, sandbox: Sandbox
+) -> None:
+    url = sandbox.authorize(go_to_keap(client))
+    client.get(url)
+    Credential.objects.all().delete()
+    assert_error_page(client.get(url), 503, "attempt was interrupted", "start again")
+
+
+def test_used_state_is_rejected_when_the_session_brings_it_back(
+    client: Client, sandbox: Sandbox
+) -> None:
+    at_keap = go_to_keap(client)
+    before = client.session[SESSION_KEY]
+    client.get(sandbox.authorize(at_keap))
+    session = client.session
+    session[SESSION_KEY] = before
+    session.save()
+    assert client.get(sandbox.authorize(at_keap)).status_code == 400
     assert len(sandbox.token_requests) == 1
 
 

@@ -1,0 +1,105 @@
+"""Lets one request handle an authorization response, and the others wait for its result.
+
+Browsers, and scanners in front of them, may request the callback twice at once. A session's store
+has no atomic operation for this, so the right to handle a response is a row in the database.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from django.db import Error, IntegrityError, transaction
+from django.db.models import QuerySet
+from django.utils.crypto import salted_hmac
+from django.views.decorators.debug import sensitive_variables
+
+from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.keap.transport import lease_seconds
+from django_infusionsoft.storage.applications import from_now
+from django_infusionsoft.storage.callbacks import Callback
+from django_infusionsoft.storage.database import DatabaseNow, own_transaction
+
+# How long a result is shown: a server with one process handles two requests one after the other.
+SHOWN_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.25
+# Longer than a state is valid, whatever the clocks of the machines are.
+RETENTION_SECONDS: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An authorization response, as hashes.
+
+    ``response_hash`` is that of all that makes two requests equal: the user and the parameters.
+    """
+
+    alias: str
+    state_hash: str
+    response_hash: str
+
+    @property
+    def rows(self) -> QuerySet[Callback]:
+        return Callback._base_manager.using(self.alias).filter(state_hash=self.state_hash)
+
+
+def claim(response: Response) -> bool:
+    """Claim the right to handle a response; return whether no request has had it yet."""
+    rows = Callback._base_manager.using(response.alias)
+    with own_transaction(response.alias):
+        try:
+            with transaction.atomic(using=response.alias):
+                rows.create(
+                    state_hash=response.state_hash,
+                    response_hash=response.response_hash,
+                    created_at=DatabaseNow(),
+                )
+        except IntegrityError:
+            return False
+        rows.filter(created_at__lt=from_now(-RETENTION_SECONDS)).delete()
+    return True
+
+
+def finish(response: Response, result: Mapping[str, Any]) -> None:
+    """Store the result for requests that wait for it, unless the database is unavailable."""
+    with suppress(Error, DatabaseBusy), own_transaction(response.alias):
+        response.rows.update(finished_at=DatabaseNow(), result=json.dumps(result))
+
+
+def result_of(response: Response) -> dict[str, Any] | None:
+    """Return the result of an equal response, if need be after waiting for it.
+
+    :returns: ``{}`` if the request that handled it was interrupted, ``None`` if no equal response
+        was handled within the last minute.
+    """
+    same = response.rows.filter(response_hash=response.response_hash)
+    columns = same.annotate(now=DatabaseNow()).values_list(
+        "result", "created_at", "finished_at", "now"
+    )
+    while True:
+        with own_transaction(response.alias):
+            row = columns.first()
+        if row is None:
+            return None
+        text, created_at, finished_at, now = row
+        result: dict[str, Any] = json.loads(text)
+        age = (now - (finished_at or created_at)).total_seconds()
+        if finished_at is not None:
+            return result if age < SHOWN_SECONDS else None
+        if age > lease_seconds():
+            return result
+        time.sleep(POLL_SECONDS)
+
+
+@sensitive_variables()
+def response_to(alias: str, *, state: str, user_id: str, parameters: str) -> Response:
+    """Return an authorization response with these parameters to the user's request."""
+    return Response(alias, _hash(state), _hash(user_id, parameters))
+
+
+@sensitive_variables()
+def _hash(*parts: str) -> str:
+    value = "\0".join(parts).encode(errors="surrogatepass")
+    return salted_hmac("django_infusionsoft.callback", value, algorithm="sha256").hexdigest()
