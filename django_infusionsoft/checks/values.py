@@ -15,7 +15,7 @@ from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.conf import SETTINGS, conf
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
-from django_infusionsoft.refresh import spool
+from django_infusionsoft.refresh import spool, spool_folder
 
 Check = Callable[..., list[CheckMessage]]
 
@@ -119,7 +119,7 @@ def check_rate(**kwargs: Any) -> list[CheckMessage]:
 
 def check_spool(**kwargs: Any) -> list[CheckMessage]:
     """W004: without the spool, a token pair is lost if the database and the process fail."""
-    why = spool.check()
+    why = spool_folder.check()
     if not why:
         return []
     return problem(

@@ -23,6 +23,7 @@ from django.db import connections
 from django_infusionsoft.choices import Outcome
 from django_infusionsoft.exceptions import (
     ConfigurationError,
+    DatabaseBusy,
     DecryptionError,
     OutcomeUnknown,
     RateLimited,
@@ -248,7 +249,7 @@ class AttemptPool:
 
     def _note_failure(self, claim: Claim, reply: object) -> None:
         """Count errors in a row, in the order in which they arrive."""
-        if isinstance(reply, RefreshInProgress):
+        if isinstance(reply, RefreshInProgress | DatabaseBusy):
             return  # Keap was not asked
         application_id = claim.credential.application_id
         is_failure = isinstance(reply, TemporarilyUnavailable)

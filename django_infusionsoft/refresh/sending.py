@@ -16,6 +16,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.choices import Reason
 from django_infusionsoft.exceptions import (
+    DatabaseBusy,
     DecryptionError,
     GrantRejected,
     InfusionsoftError,
@@ -29,8 +30,10 @@ from django_infusionsoft.keap.userinfo import status_for
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import spool
 from django_infusionsoft.refresh.leases import Claim, spool_key
+from django_infusionsoft.refresh.spool_folder import DiskFull, Space
 from django_infusionsoft.refresh.timing import Plan, refresh_plan
-from django_infusionsoft.storage.credentials import CredentialRow
+from django_infusionsoft.storage.credentials import CredentialRow, alias_of
+from django_infusionsoft.storage.database import is_on_disk_of
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -80,6 +83,7 @@ def send(claim: Claim, call: Call | None = None) -> Attempt:
         if credential.unanswered_attempts and (spooled := spool.load(key)):
             return attempt(reply=spooled, fingerprint=key.fingerprint)
         _check_may_present(claim)
+        space = _reserve(claim, key)
     except InfusionsoftError as error:
         return attempt(reply=error)
     except Exception:
@@ -91,11 +95,13 @@ def send(claim: Claim, call: Call | None = None) -> Attempt:
     try:
         pair = oauth.refresh(client, refresh_token, call)
         # Right after the reply: the spool survives the death of the process.
-        reply: spool.SpooledPair | InfusionsoftError = spool.save(key, pair, claim.lease.id)
+        reply: spool.SpooledPair | InfusionsoftError = spool.save(key, pair, claim.lease.id, space)
     except GrantRejected as error:
         reply = _diagnose_rejection(claim, error)
     except InfusionsoftError as error:
         reply = error
+    finally:
+        space.release()
     seconds = time.monotonic() - started
     fingerprint = key.fingerprint if call.is_sent else ""
     return attempt(reply=reply, fingerprint=fingerprint, seconds=seconds)
@@ -163,6 +169,22 @@ def spooled_error_of(credential: CredentialRow) -> spool.SpooledError | None:
 def _spool_key(credential: CredentialRow, refresh_token: str) -> spool.SpoolKey:
     presented = history.fingerprint(refresh_token)
     return spool_key(credential, credential.generation, presented)
+
+
+def _reserve(claim: Claim, key: spool.SpoolKey) -> Space:
+    """Take the space for the reply.
+
+    :raises DatabaseBusy: there is none, and the database needs the same disk.
+    """
+    try:
+        return spool.reserve(key, claim.lease.id)
+    except DiskFull as error:
+        if is_on_disk_of(alias_of(claim.credential), error.folder):
+            raise DatabaseBusy(
+                f"The disk of the database and of the spool, {error.folder}, is full: nothing was "
+                f"sent, since the reply could not be stored."
+            ) from None
+        return Space()
 
 
 def _check_may_present(claim: Claim) -> None:

@@ -1,17 +1,14 @@
 """The spool: a directory of encrypted replies that are not in the database yet.
 
 A token pair (access and refresh token) is written here as soon as it has been read, so that it
-survives the death of its process, and removed once it is stored. It is not forced to the disk:
-that would take as long as storing it. If storing fails, it is, and the pair waits for the next run
-or for a caller who needs an access token. Other outcomes are written here only if storing them
-fails.
+survives the death of its process, and removed once it is stored. The space for it is taken before
+the request is sent. It is not forced to the disk: that would take as long as storing it. If
+storing fails, it is, and the pair waits for the next run or for a caller who needs an access
+token. Other outcomes are written here only if storing them fails.
 """
 
 import json
 import logging
-import math
-import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,10 +23,11 @@ from cryptography.fernet import InvalidToken
 from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft import exceptions
-from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, InfusionsoftError, SpoolError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.keap.oauth import TokenPair, is_token
+from django_infusionsoft.refresh import spool_folder
+from django_infusionsoft.refresh.spool_folder import Space
 from django_infusionsoft.text import quoted
 
 logger = logging.getLogger("django_infusionsoft")
@@ -46,10 +44,6 @@ ERROR_DETAILS: Final = ("reason", "retry_after")
 KEPT_SECONDS: Final = 7 * 86_400.0
 # One that is older is reported.
 OLD_SECONDS: Final = 3600.0
-# How long a directory that was checked is not checked again: each call of the system makes the
-# threads of a run wait for each other.
-CHECK_SECONDS: Final = 10.0
-_checked_at: Final[dict[Path, float]] = {}
 _reported: Final[set[Path]] = set()
 
 
@@ -103,14 +97,14 @@ class _Spooled:
     def fsync(self) -> bool:
         """Force it to the disk, for another process; return whether that succeeded."""
         try:
-            folder = _folder()
+            folder = spool_folder.usable()
             if folder is None:
                 return False
             if self.path is None:
-                self.path = _write(folder, self)
-            _sync(self.path)
+                self.path = _write(folder, self, Space())
+            spool_folder.fsync(self.path)
             self.path = self.path.replace(self.path.with_suffix(self.waiting_suffix))
-            _sync(folder)
+            spool_folder.fsync(folder)
         except (OSError, ConfigurationError):
             logger.exception("spool_not_written credential=%s", self.key.credential_id)
             return False
@@ -186,15 +180,23 @@ class SpooledError(_Spooled):
 Spooled: TypeAlias = SpooledPair | SpooledError
 
 
+def reserve(key: SpoolKey, lease_id: str) -> Space:
+    """Take the space for the pair that a request may bring. Errors are only logged, once.
+
+    :raises DiskFull: there is no space.
+    """
+    return spool_folder.reserve(f"{key.stem}.{lease_id}")
+
+
 @sensitive_variables()
-def save(key: SpoolKey, pair: TokenPair, lease_id: str = "") -> SpooledPair:
+def save(
+    key: SpoolKey, pair: TokenPair, lease_id: str = "", space: Space | None = None
+) -> SpooledPair:
     """Write the pair before it is stored. Errors are only logged: the spool is a second safety."""
     spooled = SpooledPair(key, pair, lease_id)
-    try:
-        if folder := _folder():
-            spooled.path = _write(folder, spooled)
-    except Exception:
-        logger.exception("spool_not_written credential=%s", key.credential_id)
+    with spool_folder.reported_errors():
+        if folder := spool_folder.usable():
+            spooled.path = _write(folder, spooled, space or Space())
     return spooled
 
 
@@ -203,7 +205,7 @@ def load(key: SpoolKey) -> SpooledPair | None:
 
     :raises SpoolError: it exists and cannot be read.
     """
-    folder = _existing_folder()
+    folder = spool_folder.existing()
     if folder is None:
         return None
     # In the order in which a file changes its name, so that none is missed.
@@ -216,7 +218,7 @@ def load(key: SpoolKey) -> SpooledPair | None:
 
 def load_error(key: SpoolKey) -> SpooledError | None:
     """Return the outcome of an attempt to present this key's refresh token that got no pair."""
-    folder = _existing_folder()
+    folder = spool_folder.existing()
     if folder is None:
         return None
     for each in (key, replace(key, fingerprint="")):  # without one: nothing was presented
@@ -229,10 +231,13 @@ def load_error(key: SpoolKey) -> SpooledError | None:
 
 def pending(database: str, schema: str = "") -> Iterator[Spooled]:
     """Yield a schema's replies in the spool, in flight or not; log those that are unreadable."""
-    folder = _existing_folder()
+    folder = spool_folder.existing()
     if folder is None:
         return
     for path in sorted(folder.glob(f"{_site(database, schema)}-*-*")):
+        if path.suffix == spool_folder.RESERVED:
+            _discard_old(path)
+            continue
         try:
             spooled = _read(path)
         except SpoolError as error:
@@ -255,8 +260,9 @@ def keep_for_a_week(spooled: Spooled) -> None:
 
 def old_files() -> list[Path]:
     """Return the files that should have been stored by now, of all sites of this user."""
-    folder = _existing_folder()
-    return [] if folder is None else [path for path in sorted(folder.iterdir()) if _is_old(path)]
+    folder = spool_folder.existing()
+    files = [] if folder is None else sorted(folder.iterdir())
+    return [each for each in files if each.suffix != spool_folder.RESERVED and _is_old(each)]
 
 
 def _is_old(path: Path) -> bool:
@@ -266,6 +272,13 @@ def _is_old(path: Path) -> bool:
         return False
 
 
+def _discard_old(path: Path) -> None:
+    """Remove the space of a process that died: no request takes so long."""
+    if _is_old(path):
+        with suppress(OSError):
+            path.unlink()
+
+
 def _report_old(path: Path) -> None:
     """Log a file that no row needs, once by each process."""
     if path not in _reported and _is_old(path):
@@ -273,83 +286,8 @@ def _report_old(path: Path) -> None:
         logger.warning("spool_file_kept file=%s", path)
 
 
-def check() -> str:
-    """Return why the spool cannot be written, or the empty string, without changing anything."""
-    try:
-        path = _path()
-        if path is None:
-            return ""
-        if os.path.lexists(path):
-            _require_ours(path)
-        existing = next(each for each in (path, *path.parents) if each.exists())
-    except (OSError, ConfigurationError) as error:
-        return str(error)
-    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable."
-
-
-def _path() -> Path | None:
-    configured = os.fspath(conf.SPOOL_DIR)
-    return _path_of(configured, os.geteuid()) if configured else None
-
-
-@lru_cache
-def _path_of(configured: str, uid: int) -> Path:
-    return Path(configured.replace("{uid}", str(uid)))
-
-
-def _existing_folder() -> Path | None:
-    """Return the directory if it exists. One that is not safe to use is logged and ignored."""
-    try:
-        path = _path()
-        if path is None:
-            return None
-        _require_ours(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ConfigurationError):
-        logger.exception("spool_not_read")
-        return None
-    return path
-
-
-def _folder() -> Path | None:
-    """Return the directory, created if need be; ``None`` if none is configured.
-
-    :raises SpoolError: it belongs to another user, or is open to others.
-    """
-    path, now = _path(), time.monotonic()
-    if path is None or now - _checked_at.get(path, -math.inf) < CHECK_SECONDS:
-        return path
-    try:
-        _require_ours(path)
-    except FileNotFoundError:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_ours(path)
-    _checked_at[path] = now
-    return path
-
-
-def _require_ours(path: Path) -> None:
-    """Check that only this user can use the directory: any user can create one in /var/tmp.
-
-    :raises SpoolError: it is no directory, belongs to another user, or is open to others.
-    """
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise SpoolError(f"INFUSIONSOFT_SPOOL_DIR: {path} is a file or a link, not a directory.")
-    if found.st_uid != os.geteuid():
-        raise SpoolError(
-            f"INFUSIONSOFT_SPOOL_DIR: {path} belongs to another user. Use a directory for each "
-            f"user, or run all processes of the site as the same user."
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise SpoolError(
-            f"INFUSIONSOFT_SPOOL_DIR: {path} is accessible to other users: chmod 700 it."
-        )
-
-
 @sensitive_variables()
-def _write(folder: Path, spooled: _Spooled) -> Path:
+def _write(folder: Path, spooled: _Spooled, space: Space) -> Path:
     key = spooled.key
     content = {
         "database": key.database,
@@ -364,40 +302,16 @@ def _write(folder: Path, spooled: _Spooled) -> Path:
     sealed += b"\n" + _digest(sealed)
     path = folder / f"{key.stem}{spooled.suffix}"
     # Not under another name first: readers skip an empty file, and one call writes all of it.
-    descriptor = _create(path)
-    try:
-        try:
-            _write_all(descriptor, sealed)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
+    spool_folder.write(path, sealed, space)
     return path
-
-
-def _create(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    try:
-        return os.open(path, flags, 0o600)
-    except FileNotFoundError:  # the directory was removed after it was checked
-        _checked_at.clear()
-        _folder()
-        return os.open(path, flags, 0o600)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    # A nearly full disk accepts a part of it.
-    while content:
-        content = content[os.write(descriptor, content) :]
 
 
 @sensitive_variables()
 def _read(path: Path) -> Spooled | None:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            sealed, _, digest = file.readall().rpartition(b"\n")
+            # The rest of the reserved space is empty.
+            sealed, _, digest = file.readall().rstrip(b"\0").rpartition(b"\n")
         if digest != _digest(sealed):  # it is being written, or a crash left a part of it
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 path.unlink()
@@ -452,14 +366,6 @@ def _token_pair(content: dict[str, Any]) -> TokenPair:
     if not (is_token(pair.access_token) and is_token(pair.refresh_token or pair.access_token)):
         raise ValueError
     return pair
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(sealed: bytes) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -115,6 +116,16 @@ def table_schema(alias: str, model: type[Model]) -> str:
 def database_name(alias: str) -> str:
     """Return the database's ``NAME``, which tells the sites of one machine apart."""
     return str(connections.settings[alias]["NAME"])
+
+
+def is_on_disk_of(alias: str, folder: Path) -> bool:
+    """Whether the database is a file on the same disk. A server's disk is unknown."""
+    connection = connections[alias]
+    try:
+        database = Path(connection.settings_dict["NAME"])
+        return connection.vendor == "sqlite" and database.stat().st_dev == folder.stat().st_dev
+    except OSError:  # a database in memory
+        return False
 
 
 def outside_atomic_requests(view: View) -> View:

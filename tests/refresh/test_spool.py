@@ -19,7 +19,8 @@ from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.leases import claim
 from django_infusionsoft.refresh.recovery import recover
 from django_infusionsoft.refresh.sending import Attempt, spool_key_of
-from django_infusionsoft.refresh.spool import SpoolKey, check, load, pending, save
+from django_infusionsoft.refresh.spool import SpoolKey, load, pending, save
+from django_infusionsoft.refresh.spool_folder import check
 from django_infusionsoft.refresh.storing import AttemptResult, record_outcome
 from django_infusionsoft.sandbox import Sandbox
 from tests.support import end_leases, row
@@ -186,7 +187,7 @@ def test_error_is_logged_and_not_raised_when_the_folder_cannot_be_created(
         spooled = save(KEY_OF_PAIR, pair)
         assert not spooled.fsync()
     assert spooled.path is None
-    assert "spool_not_written credential=1" in caplog.text
+    assert "spool_unusable" in caplog.text
     assert "new-" not in caplog.text
 
 

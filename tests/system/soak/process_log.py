@@ -54,6 +54,7 @@ def record_refreshes(log: ProcessLog) -> None:
     # These import models, which are there only after django.setup().
     from django_infusionsoft.monitoring.history import fingerprint
     from django_infusionsoft.refresh import spool
+    from django_infusionsoft.refresh.spool_folder import Space
 
     refresh, save = oauth.refresh, spool.save
 
@@ -71,9 +72,12 @@ def record_refreshes(log: ProcessLog) -> None:
         return pair
 
     def logged_save(
-        key: spool.SpoolKey, pair: oauth.TokenPair, lease_id: str = ""
+        key: spool.SpoolKey,
+        pair: oauth.TokenPair,
+        lease_id: str = "",
+        space: Space | None = None,
     ) -> spool.SpooledPair:
-        spooled = save(key, pair, lease_id)
+        spooled = save(key, pair, lease_id, space)
         log.write(SPOOLED if spooled.path else NOT_SPOOLED, key.fingerprint)
         return spooled
 
