@@ -52,4 +52,5 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(mails.check_mail_timeout)
         register(deployment.check_redirect_uri_is_public, Tags.security, deploy=True)
         register(deployment.check_redirect_uri_is_secure, Tags.security, deploy=True)
+        register(deployment.check_redirect_uri_is_fixed, Tags.security, deploy=True)
         register(deployment.check_endpoints_are_public, Tags.security, deploy=True)

@@ -29,6 +29,11 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def named_hosts() -> list[str]:
+    """Return the hosts that ``ALLOWED_HOSTS`` names, without its wildcards."""
+    return [host for host in settings.ALLOWED_HOSTS if not host.startswith(("*", "."))]
+
+
 def require_endpoint(url: str, what: str, hint: str) -> str:
     """Return ``url`` if tokens or codes may be sent to it.
 

@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage
 
 from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.checks.values import where_settings_are_valid
-from django_infusionsoft.conf import SETTINGS, conf, is_loopback
+from django_infusionsoft.conf import SETTINGS, conf, is_loopback, named_hosts
 
 
 @where_settings_are_valid
@@ -34,6 +34,20 @@ def check_redirect_uri_is_secure(**kwargs: Any) -> list[CheckMessage]:
         "The redirect URI may be built with http://, and then no account can be connected.",
         "Set INFUSIONSOFT_REDIRECT_URI to the https:// URL of the callback view, or set "
         "SECURE_PROXY_SSL_HEADER if a proxy terminates TLS.",
+    )
+
+
+@where_settings_are_valid
+def check_redirect_uri_is_fixed(**kwargs: Any) -> list[CheckMessage]:
+    """W023: a forged Host header would become that of the redirect URI."""
+    if conf.REDIRECT_URI or named_hosts() == list(settings.ALLOWED_HOSTS):
+        return []
+    return problem(
+        "W023",
+        "The redirect URI is built from the request's host, and ALLOWED_HOSTS has a wildcard: "
+        "authorization codes could be sent to another host.",
+        "Set INFUSIONSOFT_REDIRECT_URI, or name each host in ALLOWED_HOSTS. Until then, the views "
+        "for customers refuse hosts that it does not name.",
     )
 
 

@@ -6,6 +6,7 @@ from urllib.parse import urljoin, urlsplit
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.http.request import split_domain_port, validate_host
 from django.shortcuts import render
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -14,7 +15,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.choices import SETTINGS_CLIENT
-from django_infusionsoft.conf import conf, require_endpoint
+from django_infusionsoft.conf import conf, is_loopback, named_hosts, require_endpoint
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.models import Application, Credential
@@ -107,10 +108,13 @@ class AuthorizeView(KeapView):
         This is ``INFUSIONSOFT_REDIRECT_URI`` if it is set. A subclass with another callback view
         takes only the scheme and the host from it.
 
-        :raises ConfigurationError: the URL is plain HTTP, and not on this machine.
+        :raises ConfigurationError: the URL is plain HTTP, and not on this machine. Or, in views
+            for customers, the setting is empty, and a wildcard allows the request's host.
         """
         if conf.REDIRECT_URI and self.callback_url_name == KeapView.callback_url_name:
             return conf.REDIRECT_URI
+        if not (conf.REDIRECT_URI or self.is_for_staff):
+            _require_named(self.request.get_host())
         base = conf.REDIRECT_URI or self.request.build_absolute_uri("/")
         return require_endpoint(
             urljoin(base, self._url(self.callback_url_name)),
@@ -150,6 +154,16 @@ class AuthorizeView(KeapView):
             url, {self.request.get_host()}, require_https=self.request.is_secure()
         )
         return url if is_safe else ""
+
+
+def _require_named(host: str) -> None:
+    """Raise an error unless the site names the host: the code would be sent to any other, too."""
+    domain, _port = split_domain_port(host)
+    if not (is_loopback(domain.strip("[]")) or validate_host(domain, named_hosts())):
+        raise ConfigurationError(
+            f"ALLOWED_HOSTS does not name the host of this request, {host}. Set "
+            f"INFUSIONSOFT_REDIRECT_URI, or name the host there instead of a wildcard."
+        )
 
 
 def _keap_host() -> str:

@@ -537,6 +537,19 @@ def test_https_redirect_uri_is_accepted_in_production(name: str, value: Any) -> 
     assert ids(deploy=True, **{name: value}) == []
 
 
+@pytest.mark.parametrize("host", ["*", ".site.test"])
+def test_redirect_uri_from_the_request_is_a_warning_with_a_wildcard_in_production(
+    host: str,
+) -> None:
+    hosts: dict[str, Any] = {
+        "ALLOWED_HOSTS": ["testserver", host],
+        "SECURE_SSL_REDIRECT": True,
+    }
+    assert ids(deploy=True, **hosts) == ["W023"]
+    assert ids(deploy=True, **hosts, INFUSIONSOFT_REDIRECT_URI=CALLBACK) == []
+    assert ids(**hosts) == []
+
+
 @pytest.mark.parametrize("name", ["AUTHORIZE_URL", "TOKEN_URL", "API_URL"])
 def test_endpoint_on_localhost_is_a_warning_in_production(name: str) -> None:
     setting: dict[str, Any] = {f"INFUSIONSOFT_{name}": "http://127.0.0.1:8765/"}

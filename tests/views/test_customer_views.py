@@ -20,7 +20,7 @@ from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.views import AuthorizeView, CallbackView
-from django_infusionsoft.views.oauth_state import PendingAuthorization
+from django_infusionsoft.views.oauth_state import SESSION_KEY, PendingAuthorization
 from tests.support import threads
 from tests.web import authorize, client_for, parameter, url_at_keap, user_who_may
 
@@ -402,6 +402,49 @@ def test_error_page_links_to_the_sites_own_url(customer: Client, sandbox: Sandbo
 def test_redirect_uri_setting_provides_only_the_host(customer: Client) -> None:
     redirect_uri = parameter(go_to_keap(customer), "redirect_uri")
     assert redirect_uri == "https://fixed.test/shop/keap/connected/"
+
+
+WILDCARDS = pytest.mark.parametrize("hosts", [["*"], [".shop.test"]], ids=str)
+
+
+@WILDCARDS
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize("header", ["Host", "X-Forwarded-Host"])
+def test_host_that_only_a_wildcard_allows_is_refused(
+    customer: Client, hosts: list[str], method: str, header: str
+) -> None:
+    is_forwarded = header != "Host"
+    headers = {"Host": "localhost", header: "evil.shop.test"}
+    with override_settings(ALLOWED_HOSTS=["localhost", *hosts], USE_X_FORWARDED_HOST=is_forwarded):
+        response = getattr(customer, method)("/shop/keap/", headers=headers, secure=True)
+    assert response.status_code == 503
+    assert "ALLOWED_HOSTS does not name" in response.content.decode()
+    assert SESSION_KEY not in customer.session
+
+
+@WILDCARDS
+def test_code_is_sent_to_a_host_that_the_site_names(customer: Client, hosts: list[str]) -> None:
+    def redirect_uri(host: str, *, secure: bool = True) -> str:
+        response = customer.post("/shop/keap/", headers={"Host": host}, secure=secure)
+        return parameter(url_at_keap(response), "redirect_uri")
+
+    with override_settings(ALLOWED_HOSTS=["Www.shop.test", "127.0.0.1", *hosts]):
+        assert (
+            redirect_uri("www.shop.test:8443") == "https://www.shop.test:8443/shop/keap/connected/"
+        )
+        if "*" in hosts:
+            assert redirect_uri("[::1]:80", secure=False).startswith("http://[::1]:80/")
+        fixed = "https://fixed.test/infusionsoft/callback/"
+        with override_settings(INFUSIONSOFT_REDIRECT_URI=fixed):
+            assert redirect_uri("any.shop.test") == "https://fixed.test/shop/keap/connected/"
+
+
+@override_settings(ALLOWED_HOSTS=["*"])
+def test_staff_may_use_any_host_that_is_allowed(sandbox: Sandbox) -> None:
+    client = client_for(user_who_may("connect_credential"), SERVER_NAME="a.test")
+    response = client.post("/infusionsoft/authorize/", secure=True)
+    uri = "https://a.test/infusionsoft/callback/"
+    assert parameter(url_at_keap(response), "redirect_uri") == uri
 
 
 def test_url_arguments_are_kept_in_redirect_uri_and_error_page(
