@@ -2,14 +2,15 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, ClassVar, Self
 
 from django.core.exceptions import FieldError
 from django.db import models, router
 from django.db.models import QuerySet
-from django.db.models.signals import post_init
+from django.db.models.signals import class_prepared, post_init
+from django.dispatch import receiver
 
 logger = logging.getLogger("django_infusionsoft")
 
@@ -126,6 +127,25 @@ class GuardedModel(models.Model):
         if updated and len(editable) < len(values):
             logger.warning("columns_not_saved %s=%s", self._meta.model_name, pk_val)
         return updated
+
+
+@receiver(class_prepared)
+def _watch_peers(sender: type[models.Model], **kwargs: Any) -> None:
+    """Let ``FETCH_PEERS`` (Django 6.1) load deferred columns: it assigns them."""
+    if issubclass(sender, GuardedModel):
+        for field in sender._meta.local_concrete_fields:
+            descriptor = getattr(sender, field.attname)
+            if fetch_many := getattr(descriptor, "fetch_many", None):
+                descriptor.fetch_many = partial(_fetch_many, fetch_many)
+
+
+def _fetch_many(
+    fetch_many: Callable[[Sequence[GuardedModel]], None], instances: Sequence[GuardedModel]
+) -> None:
+    before = [each.__dict__.get("_assigned", frozenset()) for each in instances]
+    fetch_many(instances)
+    for each, assigned in zip(instances, before, strict=True):
+        each.__dict__["_assigned"] = assigned
 
 
 @cache

@@ -7,12 +7,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.exceptions import FieldError
 from django.core.management import call_command
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection, models, transaction
 from django.db.models.signals import post_init
 from django.forms import modelform_factory
 from django.test.utils import CaptureQueriesContext
@@ -163,6 +164,25 @@ def test_deferred_columns_are_loaded_and_not_written(old: Credential) -> None:
     deferred.refresh_token = "another"
     with pytest.raises(FieldError):
         deferred.save()
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="Django has no fetch modes before 6.1")
+def test_columns_that_are_fetched_for_all_peers_are_not_written(
+    connect_two: list[Credential],
+) -> None:
+    peers: Any = Credential.objects.only("account").order_by("pk")
+    first, second = peers.fetch_mode(models.FETCH_PEERS)
+    with CaptureQueriesContext(connection) as queries:
+        first.access_token, second.access_token, first.account_name  # noqa: B018
+    assert len(queries) == 2
+    Credential.objects.update(account_name="Our name")
+    for each in (first, second):
+        row(each).refresh()
+        each.save()
+        assert (row(each).generation, row(each).account_name) == (2, "Our name")
+    second.refresh_token = "another"
+    with pytest.raises(FieldError):
+        second.save()
 
 
 def unpickled(instance: Credential) -> Credential:
