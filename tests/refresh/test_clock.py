@@ -1,4 +1,4 @@
-"""The database's clock steps back, as after a fail-over: times in the rows lie too far ahead."""
+"""The database's clock steps, as after a fail-over: times in the rows lie too far ahead."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.db import connection
+from django.db.models import DateTimeField, F
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -17,6 +18,7 @@ from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.models import ApplicationState, Credential, WorkerState
 from django_infusionsoft.monitoring import alerts, heartbeat
 from django_infusionsoft.monitoring.health import HealthStatus, health_of
+from django_infusionsoft.refresh.leases import claim
 from django_infusionsoft.refresh.run_result import Ended
 from django_infusionsoft.sandbox import Sandbox
 from tests.mails import mailing_by
@@ -148,6 +150,27 @@ def test_step_during_a_run_is_found_by_the_next_run(
     assert Credential.objects.refresh_due(on_progress=lambda _: step_back()).refreshed == 1
     assert run() == {"refreshed": 1}
     assert row(ahead).generation == 2
+
+
+def test_nothing_stands_still_when_the_clock_has_stepped_forward(
+    credential: Credential, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All stored times are longer ago, those of a lease and of a block too."""
+    step, now = timedelta(days=10), timezone.now()
+    run()
+    assert claim(credential)
+    ApplicationState.objects.create(block_reason="unavailable", since=now, probe_at=now + STEP)
+    WorkerState.objects.update(mail_locked_until=now, mailed_at=now)
+    for model in (Credential, ApplicationState, WorkerState):
+        times = [each.name for each in model._meta.fields if isinstance(each, DateTimeField)]
+        model._base_manager.update(**{name: F(name) - step for name in times})
+    assert health_of("default").is_worker_late
+    assert run() == {"refreshed": 1}
+    after = row(credential)
+    assert (after.status, after.generation, after.has_fresh_access_token) == ("connected", 2, True)
+    assert health_of("default").status == HealthStatus.OK
+    assert heartbeat.lock_mail("default", seconds=120, pause_seconds=600)
+    assert "clock_stepped_back" not in caplog.text
 
 
 def test_worker_is_late_when_its_heartbeat_is_ahead(credential: Credential) -> None:
