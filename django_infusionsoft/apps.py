@@ -1,8 +1,12 @@
 """The app's configuration for Django."""
 
+import logging
+
 from django.apps import AppConfig
 from django.core.checks import Tags, register
 from django.utils.translation import gettext_lazy as _
+
+from django_infusionsoft.redaction import clear_logged
 
 
 class DjangoInfusionsoftConfig(AppConfig):
@@ -13,6 +17,7 @@ class DjangoInfusionsoftConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        logging.getLogger(self.name).addFilter(clear_logged)
         # The checks import models, which are not loaded before.
         from django_infusionsoft.checks import (
             databases,

@@ -18,6 +18,7 @@ from django.db.models.query_utils import DeferredAttribute
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, DecryptionError
+from django_infusionsoft.redaction import Secret, clears_locals
 
 if TYPE_CHECKING:
     TextField = models.TextField[str, str]
@@ -84,6 +85,7 @@ class EncryptedAttribute(DeferredAttribute):
             return value
         return self.field.decrypt(value, row=instance.pk)
 
+    @clears_locals
     def __set__(self, instance: Model, value: object) -> None:
         # Encrypt now, not on save, so that a pickled instance contains no plain text. An empty
         # string is not secret, so that a new instance, such as a form's, needs no key.
@@ -127,7 +129,7 @@ class EncryptedTextField(TextField):
         :raises DecryptionError: no key can decrypt it; the message names the column.
         """
         try:
-            return get_cipher().decrypt(ciphertext.value.encode()).decode()
+            return Secret(get_cipher().decrypt(ciphertext.value.encode()).decode())
         except (InvalidToken, UnicodeDecodeError):
             raise DecryptionError(
                 f"No key in INFUSIONSOFT_ENCRYPTION_KEYS can decrypt "

@@ -20,6 +20,7 @@ from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.models import Application, ApplicationState, Credential
+from django_infusionsoft.redaction import clears_locals, hide_posted
 from django_infusionsoft.storage.applications import states
 
 if TYPE_CHECKING:
@@ -106,6 +107,19 @@ class ApplicationAdmin(ApplicationAdminBase):
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         context = {"settings_client": self._settings_client, **(extra_context or {})}
         return super().changelist_view(request, context)
+
+    @clears_locals
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: Any = None,
+    ) -> HttpResponse:
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        finally:
+            hide_posted(request, "new_secret")
 
     @admin.display(description=gettext_lazy("default"), ordering="is_default", empty_value="")
     def default_label(self, application: Application) -> str | None:

@@ -10,6 +10,7 @@ from requests.utils import rewind_body
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ReplacedRecently
 from django_infusionsoft.keap.urls import resolve
+from django_infusionsoft.redaction import Secret, clears_locals
 from django_infusionsoft.refresh import single
 from django_infusionsoft.storage.credentials import CredentialRow
 
@@ -52,7 +53,7 @@ class BearerAuth(AuthBase):
             return self._bearer
         access_token = single.get_access_token(credential)
         sealed = credential.__dict__.get("access_token")
-        bearer = f"{BEARER}{access_token}"
+        bearer = Secret(f"{BEARER}{access_token}")
         if credential.access_token == access_token:  # another thread may have replaced it
             self._sealed, self._bearer = sealed, bearer
         return bearer
@@ -69,14 +70,14 @@ class BearerAuth(AuthBase):
         response.close()
         try:
             access_token = single.replace_access_token(
-                self._credential, rejected.removeprefix(BEARER)
+                self._credential, Secret(rejected.removeprefix(BEARER))
             )
         except ReplacedRecently:
             return response
         if not _can_repeat(request):
             return response  # the caller can repeat it, with the new access token
         again = request.copy()
-        again.headers["Authorization"] = f"{BEARER}{access_token}"
+        again.headers["Authorization"] = Secret(f"{BEARER}{access_token}")
         if _is_stream(again.body):
             rewind_body(again)
         repeated = response.connection.send(again, **kwargs)
@@ -100,11 +101,17 @@ class CredentialSession(requests.Session):
         self.auth = BearerAuth(credential)
         self.headers["Accept"] = "application/json"
 
+    @clears_locals
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         resolved = copy(request)
         resolved.url = resolve(str(request.url))
         return super().prepare_request(resolved)
 
+    @clears_locals
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        return super().request(*args, **kwargs)
+
+    @clears_locals
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = (conf.CONNECT_TIMEOUT_SECONDS, conf.READ_TIMEOUT_SECONDS)

@@ -14,7 +14,6 @@ from typing import Any, Final
 from django.db import Error, IntegrityError, transaction
 from django.db.models import QuerySet
 from django.utils.crypto import salted_hmac
-from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.keap.transport import lease_seconds
@@ -93,13 +92,11 @@ def result_of(response: Response) -> dict[str, Any] | None:
         time.sleep(POLL_SECONDS)
 
 
-@sensitive_variables()
 def response_to(alias: str, *, state: str, user_id: str, parameters: str) -> Response:
     """Return an authorization response with these parameters to the user's request."""
     return Response(alias, _hash(state), _hash(user_id, parameters))
 
 
-@sensitive_variables()
 def _hash(*parts: str) -> str:
     value = "\0".join(parts).encode(errors="surrogatepass")
     return salted_hmac("django_infusionsoft.callback", value, algorithm="sha256").hexdigest()

@@ -20,7 +20,6 @@ from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
 import requests
-from django.views.decorators.debug import sensitive_variables
 from oauthlib.oauth2 import WebApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
@@ -37,6 +36,7 @@ from django_infusionsoft.exceptions import (
     TemporarilyUnavailable,
 )
 from django_infusionsoft.keap import transport
+from django_infusionsoft.redaction import Secret, clears_locals
 
 # A token reply has some 300 bytes.
 MAX_REPLY_BYTES: Final = 256 * 1024
@@ -63,6 +63,9 @@ class Client:
     client_id: str
     client_secret: str = field(repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "client_secret", Secret(self.client_secret))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
@@ -79,6 +82,11 @@ class TokenPair:
     account: str | None
     received_at: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        for name in ("access_token", "refresh_token"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Secret(value))
+
     @property
     def seconds_left(self) -> float:
         """The remaining lifetime of the access token."""
@@ -94,7 +102,7 @@ def authorization_url(client: Client, *, redirect_uri: str, state: str) -> str:
     return urlsplit(url)._replace(scheme=endpoint.scheme).geturl()
 
 
-@sensitive_variables()
+@clears_locals
 def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
     """Exchange an authorization code for a token pair; the body holds the client id and secret.
 
@@ -106,7 +114,6 @@ def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
         request was sent. Either way the user has to start again: a code works only once.
     """
 
-    @sensitive_variables()
     def body() -> str:
         return WebApplicationClient(client.client_id).prepare_request_body(
             code=code, redirect_uri=redirect_uri, client_secret=client.client_secret
@@ -122,7 +129,7 @@ def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
     return pair
 
 
-@sensitive_variables()
+@clears_locals
 def refresh(client: Client, refresh_token: str, call: transport.Call | None = None) -> TokenPair:
     """Present ``refresh_token`` once (RFC 6749 section 6); Basic authentication, no other fields.
 
@@ -141,7 +148,7 @@ def refresh(client: Client, refresh_token: str, call: transport.Call | None = No
     return _post(call or transport.Call(), body, client, is_rejected=_is_rejected_refresh_token)
 
 
-@sensitive_variables()
+@clears_locals
 def probe(client: Client) -> None:
     """Check that Keap replies and accepts the client, without using a grant.
 
@@ -187,7 +194,6 @@ def _basic(client: Client) -> HTTPBasicAuth:
     return HTTPBasicAuth(client.client_id.encode(), client.client_secret.encode())
 
 
-@sensitive_variables()
 def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
     """Call ``ask`` in a thread, and wait for the longest call at most.
 
@@ -195,7 +201,6 @@ def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
     """
     call, reply = transport.Call(), Future[TokenPair]()
 
-    @sensitive_variables()
     def run() -> None:
         try:
             reply.set_result(ask(call))
@@ -212,7 +217,6 @@ def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
         raise _failure(call, error) from None
 
 
-@sensitive_variables()
 def _post(
     call: transport.Call,
     body: Callable[[], str],

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any, Final, cast
 
 import requests
-from django.views.decorators.debug import sensitive_variables
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection
@@ -165,7 +164,6 @@ class _Adapters:
 _adapters = _Adapters()
 
 
-@sensitive_variables()
 def post(
     url: str, body: str, *, headers: Mapping[str, str], auth: Auth | None
 ) -> requests.Response:

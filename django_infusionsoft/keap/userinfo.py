@@ -6,6 +6,7 @@ import requests
 
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.keap.urls import resolve
+from django_infusionsoft.redaction import Secret
 
 USER_PATH: Final = "v2/oauth/connect/userinfo"
 # The result is not worth a longer wait.
@@ -23,7 +24,7 @@ def ask(access_token: str, *, with_body: bool = True) -> requests.Response | Non
 
     def add_bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
         # Not with headers=...: requests would prefer credentials from a netrc file.
-        request.headers["Authorization"] = f"Bearer {access_token}"
+        request.headers["Authorization"] = Secret(f"Bearer {access_token}")
         return request
 
     try:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Final
 
 from django.contrib.auth.base_user import AbstractBaseUser
-from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.choices import Reason
 from django_infusionsoft.exceptions import (
@@ -28,6 +27,7 @@ from django_infusionsoft.keap import oauth
 from django_infusionsoft.keap.transport import Call
 from django_infusionsoft.keap.userinfo import status_for
 from django_infusionsoft.monitoring import history
+from django_infusionsoft.redaction import clear_locals
 from django_infusionsoft.refresh import spool
 from django_infusionsoft.refresh.leases import Claim, spool_key
 from django_infusionsoft.refresh.spool_folder import DiskFull, Space
@@ -65,8 +65,11 @@ class Attempt:
     is_from_spool: bool = False
     """Whether another process got the reply."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.reply, InfusionsoftError):  # receivers may report it
+            clear_locals(self.reply)
 
-@sensitive_variables()
+
 def send(claim: Claim, call: Call | None = None) -> Attempt:
     """Present the refresh token once, unless the spool already has the answer to it.
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias
 
 from cryptography.fernet import InvalidToken
-from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft import exceptions
 from django_infusionsoft.exceptions import ConfigurationError, InfusionsoftError, SpoolError
@@ -188,7 +187,6 @@ def reserve(key: SpoolKey, lease_id: str) -> Space:
     return spool_folder.reserve(f"{key.stem}.{lease_id}")
 
 
-@sensitive_variables()
 def save(
     key: SpoolKey, pair: TokenPair, lease_id: str = "", space: Space | None = None
 ) -> SpooledPair:
@@ -286,7 +284,6 @@ def _report_old(path: Path) -> None:
         logger.warning("spool_file_kept file=%s", path)
 
 
-@sensitive_variables()
 def _write(folder: Path, spooled: _Spooled, space: Space) -> Path:
     key = spooled.key
     content = {
@@ -306,7 +303,6 @@ def _write(folder: Path, spooled: _Spooled, space: Space) -> Path:
     return path
 
 
-@sensitive_variables()
 def _read(path: Path) -> Spooled | None:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
@@ -351,7 +347,6 @@ def _error(content: dict[str, Any]) -> InfusionsoftError:
     return error
 
 
-@sensitive_variables()
 def _token_pair(content: dict[str, Any]) -> TokenPair:
     # The wall clock, because another process wrote it, on the same machine: only setting the clock
     # makes it wrong, and never by more than the pair's lifetime.

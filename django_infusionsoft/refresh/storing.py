@@ -16,7 +16,6 @@ from django.db import Error
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import translation
-from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.choices import EventKind, Outcome, Reason, Status
 from django_infusionsoft.exceptions import (
@@ -136,7 +135,6 @@ def outcome_of(error: InfusionsoftError) -> Outcome:
     return Outcome.UNAVAILABLE
 
 
-@sensitive_variables()
 def _store(
     attempt: Attempt, spooled: spool.SpooledPair, retry_delays: Iterator[float] | None
 ) -> AttemptResult:

@@ -12,7 +12,6 @@ from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_protect
-from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.choices import SETTINGS_CLIENT
 from django_infusionsoft.conf import conf, is_loopback, named_hosts, require_endpoint
@@ -66,7 +65,6 @@ class AuthorizeView(KeapView):
         }
         return render(request, self.template_name, context)
 
-    @sensitive_variables()
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         authorization = self._authorization_request()
         pending = PendingAuthorization(

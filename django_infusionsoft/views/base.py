@@ -10,7 +10,6 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
-from django.views.debug import SafeExceptionReporterFilter
 from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.generic import View
 
@@ -19,6 +18,7 @@ from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.models import Application
+from django_infusionsoft.redaction import clears_locals
 from django_infusionsoft.storage.applications import client_of
 from django_infusionsoft.views.oauth_state import PendingAuthorization
 
@@ -53,13 +53,6 @@ class ErrorPage(Exception):
         return cls(**values | {"pending": pending and PendingAuthorization(**pending)})
 
 
-class SecretsFilter(SafeExceptionReporterFilter):
-    """Hides sensitive variables on the debug page, too."""
-
-    def is_active(self, request: HttpRequest | None) -> bool:
-        return True
-
-
 class KeapView(PermissionRequiredMixin, View):
     """Requires the permission, and keeps codes out of caches, referrers and frames.
 
@@ -92,10 +85,6 @@ class KeapView(PermissionRequiredMixin, View):
         """Whether ``?application=`` may name the client. By default only in views for staff."""
         return self.is_for_staff
 
-    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
-        super().setup(request, *args, **kwargs)
-        request.exception_reporter_filter = SecretsFilter()
-
     def has_permission(self) -> bool:
         return self.user is not None and super().has_permission()
 
@@ -108,6 +97,7 @@ class KeapView(PermissionRequiredMixin, View):
             status=403,
         )
 
+    @clears_locals
     @method_decorator(xframe_options_deny)
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:

@@ -16,7 +16,6 @@ from django.http import (
 )
 from django.shortcuts import render
 from django.utils.translation import gettext as _
-from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.connect import connection_check, profiles
 from django_infusionsoft.exceptions import (
@@ -27,6 +26,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.keap import oauth
 from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.redaction import Secret, hide_query_from_sentry
 from django_infusionsoft.storage.credentials import CredentialRow
 from django_infusionsoft.storage.database import outside_atomic_requests
 from django_infusionsoft.views.base import (
@@ -71,10 +71,10 @@ class CallbackView(KeapView):
             status=403,
         )
 
-    @sensitive_variables()
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         state = self._parameter("state")
-        return self.connected(*handle_once(request, state, self._answer, self._connect))
+        parameters = Secret(self._answer.urlencode())
+        return self.connected(*handle_once(request, state, parameters, self._connect))
 
     def may_connect(self, pair_account: str | None, existing: Credential | None) -> bool:
         """Return whether the user may connect the account. Called before anything is stored.
@@ -121,7 +121,6 @@ class CallbackView(KeapView):
             )
             messages.warning(self.request, text % names, fail_silently=True)
 
-    @sensitive_variables()
     def _connect(self, pending: PendingAuthorization) -> Credential:
         if "error" in self._answer:
             raise _error_response(self._answer["error"], pending)
@@ -170,7 +169,7 @@ class CallbackView(KeapView):
     def _parameter(self, name: str) -> str:
         """Return the value; empty where it is missing or repeated (RFC 6749 section 3.1)."""
         values = self._answer.getlist(name)
-        return values[0] if len(values) == 1 else ""
+        return Secret(values[0]) if len(values) == 1 else ""
 
 
 def _remove_query(request: HttpRequest) -> None:
@@ -179,6 +178,7 @@ def _remove_query(request: HttpRequest) -> None:
     request.META["QUERY_STRING"] = ""
     for name in {"REQUEST_URI", "RAW_URI"} & request.META.keys():  # uWSGI's, Gunicorn's
         request.META[name] = request.META[name].partition("?")[0]
+    hide_query_from_sentry()
 
 
 def _application_of(pending: PendingAuthorization) -> Application | None:

@@ -5,9 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from django.db import Error, router
-from django.http import HttpRequest, QueryDict
+from django.http import HttpRequest
 from django.utils.translation import gettext as _
-from django.views.decorators.debug import sensitive_variables
 
 from django_infusionsoft.connect import callbacks
 from django_infusionsoft.exceptions import DatabaseBusy
@@ -19,11 +18,10 @@ from django_infusionsoft.views.oauth_state import PendingAuthorization, StateErr
 Connection = tuple[Credential, PendingAuthorization]
 
 
-@sensitive_variables()
 def handle_once(
     request: HttpRequest,
     state: str,
-    answer: QueryDict,
+    parameters: str,
     handle: Callable[[PendingAuthorization], Credential],
 ) -> Connection:
     """Return the connection that ``handle`` makes, or has made for an equal request.
@@ -36,7 +34,7 @@ def handle_once(
         router.db_for_write(Credential),
         state=state,
         user_id=oauth_state.user_id_of(request),
-        parameters=answer.urlencode(),
+        parameters=parameters,
     )
     if not (oauth_state.is_pending(request, state) and _claim(response)):
         return _connection_in(callbacks.result_of(response))
