@@ -295,6 +295,26 @@ def test_rejections_that_were_counted_do_not_count_again(
     assert not Credential.objects.filter(is_doubted=True).exists()
 
 
+def test_success_has_no_other_accounts_retried(
+    sandbox: Sandbox, batch: list[Credential], second: Application
+) -> None:
+    others: dict[str, dict[str, Any]] = {
+        ACCOUNTS[9]: {"reason": "expired"},
+        ACCOUNTS[10]: {"reason": "revoked", "application": second},
+        ACCOUNTS[11]: {"reason": "", "status": "disconnected"},
+    }
+    for account, columns in others.items():
+        changes = {"status": "reauthorization_required", "refresh_at": None, **columns}
+        Credential.objects.filter(account=account).update(is_doubted=True, **changes)
+    with OTHER:
+        run()
+    make_turn_due()
+    run()
+    kept = Credential.objects.filter(account__in=others).exclude(events__outcome__gt="")
+    assert {each.account for each in kept} == set(others)
+    assert counts() == (2, 0, len(ACCOUNTS) - 3)
+
+
 def test_account_that_is_lost_after_the_trust_has_returned_is_not_retried(
     sandbox: Sandbox, batch: list[Credential]
 ) -> None:
@@ -348,6 +368,9 @@ def test_certain_rejections_are_believed_at_once(
 def test_command_makes_the_app_believe_the_rest(sandbox: Sandbox, batch: list[Credential]) -> None:
     sandbox.plan(REFUSAL, times=None)
     run()
+    make_turn_due()
+    run()
+    assert counts()[1] == 1  # and it waits for an hour
     with received(signals.reauthorization_required) as lost, pytest.raises(SystemExit):
         call_command("infusionsoft_refresh", believe_rejections=True, stdout=StringIO())
     assert len(lost) == len(ACCOUNTS) - MAX_BELIEVED
