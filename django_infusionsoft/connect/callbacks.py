@@ -24,6 +24,11 @@ from django_infusionsoft.storage.database import DatabaseNow, own_transaction
 # How long a result is shown: a server with one process handles two requests one after the other.
 SHOWN_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.25
+# A user can send any number of invalid codes with the site's client, and Keap counts them together
+# with its refreshes. One user must not use up what the others need.
+MAX_EXCHANGES_OF_USER: Final = 10
+MAX_EXCHANGES_OF_APPLICATION: Final = 30
+EXCHANGES_SECONDS: Final = 60.0
 # Longer than a state is valid, whatever the clocks of the machines are.
 RETENTION_SECONDS: Final = 86_400.0
 
@@ -59,6 +64,24 @@ def claim(response: Response) -> bool:
             return False
         rows.filter(created_at__lt=from_now(-RETENTION_SECONDS)).delete()
     return True
+
+
+def reserve_exchange(response: Response, *, user_id: str, application_id: int | None) -> bool:
+    """Count an exchange of a code; return false if there were too many within a minute."""
+    user_hash, application_key = _hash(user_id), application_id or 0
+    with own_transaction(response.alias):
+        response.rows.update(user_hash=user_hash, application_key=application_key)
+    # Only now: of several at once, the last one to commit counts all others.
+    with own_transaction(response.alias):
+        recent = Callback._base_manager.using(response.alias).filter(
+            created_at__gt=from_now(-EXCHANGES_SECONDS), application_key__isnull=False
+        )
+        of_user = recent.filter(user_hash=user_hash).count()
+        of_application = recent.filter(application_key=application_key).count()
+        if of_user <= MAX_EXCHANGES_OF_USER and of_application <= MAX_EXCHANGES_OF_APPLICATION:
+            return True
+        response.rows.update(application_key=None)
+    return False
 
 
 def finish(response: Response, result: Mapping[str, Any]) -> None:

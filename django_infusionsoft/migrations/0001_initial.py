@@ -530,6 +530,8 @@ class Migration(migrations.Migration):
                 ),
                 ("state_hash", models.CharField(max_length=64, unique=True)),
                 ("response_hash", models.CharField(max_length=64)),
+                ("user_hash", models.CharField(blank=True, max_length=64)),
+                ("application_key", models.BigIntegerField(null=True)),
                 ("created_at", models.DateTimeField(db_index=True, verbose_name="created")),
                 ("finished_at", models.DateTimeField(null=True)),
                 ("result", models.TextField(default="{}")),

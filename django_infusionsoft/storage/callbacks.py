@@ -10,6 +10,10 @@ class Callback(models.Model):
     # Keyed hashes of the state, and of the whole response with its user.
     state_hash = models.CharField(max_length=64, unique=True)
     response_hash = models.CharField(max_length=64)
+    # Who has exchanged a code, as a keyed hash, and with which client: 0 is that in the settings.
+    # Empty if no code was exchanged.
+    user_hash = models.CharField(max_length=64, blank=True)
+    application_key = models.BigIntegerField(null=True)
     created_at = models.DateTimeField(_("created"), db_index=True)
     # Empty while it is being handled.
     finished_at = models.DateTimeField(null=True)

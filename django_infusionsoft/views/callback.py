@@ -17,7 +17,7 @@ from django.http import (
 from django.shortcuts import render
 from django.utils.translation import gettext as _
 
-from django_infusionsoft.connect import connection_check, profiles
+from django_infusionsoft.connect import callbacks, connection_check, profiles
 from django_infusionsoft.exceptions import (
     ConfigurationError,
     GrantRejected,
@@ -121,7 +121,7 @@ class CallbackView(KeapView):
             )
             messages.warning(self.request, text % names, fail_silently=True)
 
-    def _connect(self, pending: PendingAuthorization) -> Credential:
+    def _connect(self, pending: PendingAuthorization, response: callbacks.Response) -> Credential:
         if "error" in self._answer:
             raise _error_response(self._answer["error"], pending)
         code = self._parameter("code")
@@ -132,12 +132,15 @@ class CallbackView(KeapView):
                 status=400,
                 pending=pending,
             )
-        return self._exchange(code, pending).fetch_profile()
+        return self._exchange(code, pending, response).fetch_profile()
 
-    def _exchange(self, code: str, pending: PendingAuthorization) -> Credential:
+    def _exchange(
+        self, code: str, pending: PendingAuthorization, response: callbacks.Response
+    ) -> Credential:
         try:
             application = _application_of(pending)
             client, expected = usable_client(application), _expected_of(pending)
+            _require_few_exchanges(response, pending)
             pair = oauth.exchange_code(client, code=code, redirect_uri=pending.redirect_uri)
             if pair.account is None and not self.is_for_staff:
                 pair = replace(pair, account=profiles.account_of(pair.access_token))
@@ -179,6 +182,18 @@ def _remove_query(request: HttpRequest) -> None:
     for name in {"REQUEST_URI", "RAW_URI"} & request.META.keys():  # uWSGI's, Gunicorn's
         request.META[name] = request.META[name].partition("?")[0]
     hide_query_from_sentry()
+
+
+def _require_few_exchanges(response: callbacks.Response, pending: PendingAuthorization) -> None:
+    if not callbacks.reserve_exchange(
+        response, user_id=pending.user_id, application_id=pending.application_id
+    ):
+        raise ErrorPage(
+            _("Too many attempts"),
+            _("Nothing was connected. Start again in a minute."),
+            status=429,
+            pending=pending,
+        )
 
 
 def _application_of(pending: PendingAuthorization) -> Application | None:

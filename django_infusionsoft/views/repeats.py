@@ -22,7 +22,7 @@ def handle_once(
     request: HttpRequest,
     state: str,
     parameters: str,
-    handle: Callable[[PendingAuthorization], Credential],
+    handle: Callable[[PendingAuthorization, callbacks.Response], Credential],
 ) -> Connection:
     """Return the connection that ``handle`` makes, or has made for an equal request.
 
@@ -41,7 +41,7 @@ def handle_once(
     result: dict[str, Any] = {}
     try:
         pending = _consume(request, state)
-        credential = handle(pending)
+        credential = handle(pending, response)
         result = {"credential": credential.pk, "pending": asdict(pending)}
     except ErrorPage as page:
         result = {"error": page.as_dict()}

@@ -1,6 +1,7 @@
 """One request handles an authorization response; equal requests get its result for a minute."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,6 +74,39 @@ def test_result_is_empty_when_the_request_that_handled_it_has_died() -> None:
     callbacks.claim(response())
     Callback.objects.update(created_at=ago(lease_seconds() + 1))
     assert callbacks.result_of(response()) == {}
+
+
+def exchange(state: str, *, user_id: str = "7", application_id: int | None = None) -> bool:
+    new = response(state=state)
+    callbacks.claim(new)
+    return callbacks.reserve_exchange(new, user_id=user_id, application_id=application_id)
+
+
+def exchanges(count: int, **by: Any) -> int:
+    """Try so many exchanges; return how many were allowed."""
+    first = Callback.objects.count()
+    return sum(exchange(f"s{first + number}", **by) for number in range(count))
+
+
+def test_exchanges_of_a_user_are_limited_with_all_applications_together() -> None:
+    assert exchanges(6) + exchanges(6, application_id=1) == 10
+    assert exchanges(1, user_id="8") == 1
+    Callback.objects.update(created_at=ago(61))
+    assert exchanges(12) == 10
+
+
+def test_exchanges_with_an_application_are_limited_for_all_users_together() -> None:
+    assert sum(exchanges(9, user_id=str(number)) for number in range(4)) == 30
+    assert exchanges(1, user_id="8", application_id=1) == 1
+    Callback.objects.update(created_at=ago(61))
+    assert exchanges(1) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_exchanges_at_once_are_limited() -> None:
+    with threads(8) as start:
+        waiting = [start(partial(exchange, f"s{number}")) for number in range(16)]
+        assert sum(each.result(timeout=60) for each in waiting) <= 10
 
 
 def test_old_responses_are_deleted() -> None:

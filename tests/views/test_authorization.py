@@ -17,7 +17,7 @@ from django.test import Client, override_settings
 from django.urls import reverse
 from django.utils import timezone
 
-from django_infusionsoft.models import Application, Callback, Credential
+from django_infusionsoft.models import Application, ApplicationState, Callback, Credential
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
 from django_infusionsoft.views.oauth_state import SESSION_KEY
 from tests.support import failing_updates, threads
@@ -565,6 +565,42 @@ def test_error_page_is_shown_when_keap_rejects_the_code(client: Client) -> None:
     assert_error_page(
         callback_with(client, "code=nonsense"), 400, "Keap rejected the authorization code"
     )
+
+
+def test_codes_of_one_user_stop_no_refresh_of_others(
+    client: Client, sandbox: Sandbox, credential: Credential
+) -> None:
+    sandbox.plan(faults.throttled(30), endpoint="exchange", times=None)
+    for _ in range(10):
+        assert callback_with(client, "code=nonsense").status_code == 503
+    response = callback_with(client, "code=nonsense")
+    assert response.status_code == 429
+    assert "Too many attempts" in text_of(response)
+    assert "Start again" in text_of(response)
+    assert len(sandbox.token_requests) == 10
+    credential.refresh()
+    sandbox.clear_plan()
+    other = client_for(user_who_may("connect_credential", name="bob"))
+    assert "Account cd456 is connected" in text_of(authorize(other, sandbox, account="cd456"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.throttled(30),
+        faults.drop_after(),
+        faults.error_502(),
+        faults.answer(401, {"error": "invalid_client"}),
+    ],
+    ids=str,
+)
+def test_failed_exchange_does_not_block_the_application(
+    client: Client, sandbox: Sandbox, credential: Credential, fault: Fault
+) -> None:
+    sandbox.plan(fault, endpoint="exchange")
+    assert authorize(client, sandbox).status_code == 503
+    assert not ApplicationState.objects.exclude(block_reason="").exists()
+    credential.refresh()
 
 
 def test_error_page_is_shown_when_the_code_has_expired(client: Client, sandbox: Sandbox) -> None:
