@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from django.db import models, router
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import Status
 from django_infusionsoft.connect import connection_check, grants, importer, profiles
@@ -249,7 +249,7 @@ class CredentialManager(models.Manager["Credential"]):
         :param should_stop: called several times a second; the run ends soon after it returns True.
         :param on_progress: called with the counts so far, after every few credentials.
         """
-        ends_at = time.monotonic() + time_limit_seconds
+        ends_at = elapsed.monotonic() + time_limit_seconds
         alias = self._db or router.db_for_write(self.model)
         due = self.get_queryset().using(alias).due()
         run = runs.refresh_due(
@@ -260,7 +260,7 @@ class CredentialManager(models.Manager["Credential"]):
             on_progress=on_progress,
         )
         for credential in run.unidentified:
-            if not should_stop() and time.monotonic() < ends_at:
+            if not should_stop() and elapsed.monotonic() < ends_at:
                 profiles.update(credential)
         return run
 

@@ -1,6 +1,5 @@
 """Tests whether Keap's API accepts an account's access token, with one call as a site makes it."""
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import requests
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import EventKind, Outcome, Status
 from django_infusionsoft.connect.profiles import TIMEOUT_SECONDS, Profile, profile_in
@@ -82,12 +82,12 @@ def recheck(credential: CredentialRow, *, user: AbstractBaseUser | None) -> None
 def _ask(credential: CredentialRow) -> Answer:
     # Before the clock starts: the duration is that of Keap's API, without a refresh.
     single.get_access_token(credential)
-    started_at = time.monotonic()
+    started_at = elapsed.monotonic()
     try:
         with CredentialSession(credential) as session:
             response = session.get(USER_PATH, timeout=TIMEOUT_SECONDS, allow_redirects=False)
     except requests.RequestException as error:
         kind = type(error).__name__
         raise TemporarilyUnavailable(f"Keap's API cannot be reached ({kind}).") from error
-    duration_ms = round((time.monotonic() - started_at) * 1000)
+    duration_ms = round((elapsed.monotonic() - started_at) * 1000)
     return Answer(response.status_code, duration_ms, profile_in(response))

@@ -8,7 +8,6 @@ import json
 import re
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,6 +23,7 @@ from oauthlib.oauth2 import WebApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     ClientRejected,
@@ -73,14 +73,14 @@ class TokenPair:
 
     ``refresh_token`` is ``None`` if the reply has none: the old one stays valid (section 6).
     ``account`` is Keap's app id, such as ``ab123``, or ``None`` if ``scope`` does not contain it.
-    ``expires_in`` counts seconds from ``received_at``, a reading of ``time.monotonic()``.
+    ``expires_in`` counts seconds from ``received_at``, a reading of ``elapsed.monotonic()``.
     """
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
     expires_in: int
     account: str | None
-    received_at: float = field(default_factory=time.monotonic)
+    received_at: float = field(default_factory=elapsed.monotonic)
 
     def __post_init__(self) -> None:
         for name in ("access_token", "refresh_token"):
@@ -90,7 +90,7 @@ class TokenPair:
     @property
     def seconds_left(self) -> float:
         """The remaining lifetime of the access token."""
-        return self.expires_in - (time.monotonic() - self.received_at)
+        return self.expires_in - (elapsed.monotonic() - self.received_at)
 
 
 def authorization_url(client: Client, *, redirect_uri: str, state: str) -> str:

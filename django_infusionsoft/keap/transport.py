@@ -4,7 +4,6 @@ import math
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +17,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError
 from urllib3.response import BaseHTTPResponse
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.conf import conf
 
 Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
@@ -55,7 +55,7 @@ class Call:
     """One request to the token endpoint, and whether any of it has been sent."""
 
     def __init__(self, *, until: float = math.inf) -> None:
-        """:param until: the reading of ``time.monotonic()`` after which nothing is sent."""
+        """:param until: the reading of ``elapsed.monotonic()`` after which nothing is sent."""
         self.sock: socket.socket  # once it is sent
         self.sent_at: float | None = None
         self._until = until
@@ -72,7 +72,7 @@ class Call:
         :raises ConnectTimeoutError: it is too late to send anything.
         """
         with self._lock:
-            now = time.monotonic()
+            now = elapsed.monotonic()
             if now > self._until:
                 raise ConnectTimeoutError("Too late to send anything.")
             self.sock, self.sent_at = sock, now
@@ -150,7 +150,7 @@ class _Adapters:
     def current(self, url: str) -> tuple[_Adapter, Any]:
         """Return the adapter for a URL, and the proxies and certificates of the environment."""
         with self._lock:
-            now = time.monotonic()
+            now = elapsed.monotonic()
             if url != self._url or now - self._made_at > MAX_AGE_SECONDS:
                 self._adapter = _Adapter(pool_maxsize=conf.REFRESH_CONCURRENCY, max_retries=0)
                 # Not for each request: reading the environment takes long.
@@ -186,11 +186,11 @@ def read(response: BaseHTTPResponse, limit: int) -> bytes:
 
     :raises HTTPError: the rest did not arrive within ``READ_TIMEOUT_SECONDS``.
     """
-    sock, deadline = _current.get().sock, time.monotonic() + conf.READ_TIMEOUT_SECONDS
+    sock, deadline = _current.get().sock, elapsed.monotonic() + conf.READ_TIMEOUT_SECONDS
     content, chunk = b"", b"more"
     while chunk and len(content) <= limit:
         if not response.closed:  # otherwise another call may be using the connection
-            sock.settimeout(max(deadline - time.monotonic(), SHORTEST_WAIT_SECONDS))
+            sock.settimeout(max(deadline - elapsed.monotonic(), SHORTEST_WAIT_SECONDS))
         # Only what has arrived so far: a whole chunk of a dripping body would take for ever.
         chunk = response.read1(8192, decode_content=True)
         content += chunk

@@ -3,12 +3,12 @@
 import os
 import shutil
 import sys
-import time
 from contextlib import suppress
 from typing import Final
 
 from django.core.management.base import OutputWrapper
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.refresh.run_result import Run
 
 # A narrower bar shows nothing.
@@ -22,11 +22,11 @@ class Lines:
 
     def __init__(self, stream: OutputWrapper) -> None:
         self._stream = stream
-        self._started = self._shown = time.monotonic()
+        self._started = self._shown = elapsed.monotonic()
 
     def __call__(self, run: Run) -> None:
         """Show the run's counts, unless they were shown ``pause_seconds`` ago or less."""
-        now = time.monotonic()
+        now = elapsed.monotonic()
         if now - self._shown >= self.pause_seconds:
             self._shown = now
             self._write(self._text(run))
@@ -41,7 +41,7 @@ class Lines:
         return f"{self._facts(run)}\n"
 
     def _facts(self, run: Run, of: str = "") -> str:
-        seconds = time.monotonic() - self._started
+        seconds = elapsed.monotonic() - self._started
         speed = run.tried / seconds if seconds else 0.0
         return f"{run.tried}{of} {speed:.1f}/s failed={run.tried - run.refreshed}"
 

@@ -7,7 +7,6 @@ given up stores the answer itself.
 import logging
 import math
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Final, Self
 
 from django.db import connections
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.choices import Outcome
 from django_infusionsoft.exceptions import (
     ConfigurationError,
@@ -60,7 +60,7 @@ class _Call:
     claim: Claim
     http: Call
     ends_at: float
-    """When it is given up, by ``time.monotonic()``."""
+    """When it is given up, by ``elapsed.monotonic()``."""
     select_tenant: Callable[[], None]
     """For its thread."""
     has_begun: bool = False
@@ -184,12 +184,12 @@ class AttemptPool:
 
     def _next(self, timeout_seconds: float) -> _Call:
         """Wait for a call to be over; raise ``Empty`` if none is in time."""
-        ends_at = time.monotonic() + timeout_seconds
+        ends_at = elapsed.monotonic() + timeout_seconds
         while self._under_way:
             eldest = min(self._under_way, key=attrgetter("ends_at"))
             until = min(ends_at, eldest.ends_at)
             with suppress(Empty):
-                return self._over.get(timeout=max(0.0, until - time.monotonic()))
+                return self._over.get(timeout=max(0.0, until - elapsed.monotonic()))
             if until == ends_at:
                 break
             self._give_up(eldest)
@@ -198,7 +198,7 @@ class AttemptPool:
     def _give_up(self, call: _Call) -> None:
         """End a call without an answer, after a time of grace. The answer may still come later."""
         if call.ends_at < call.claim.lease.ends_at:
-            call.ends_at = time.monotonic() + GRACE_SECONDS
+            call.ends_at = elapsed.monotonic() + GRACE_SECONDS
             return
         # If it has not begun, too little of the lease is left: send() says so, and sends nothing.
         attempt = give_up(call.claim, call.http) if call.has_begun else send(call.claim)

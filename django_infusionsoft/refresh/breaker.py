@@ -7,7 +7,6 @@ after Keap has answered a probe. A client that is distrusted has turns instead (
 
 import logging
 import socket
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 from django.utils.crypto import salted_hmac
 
-from django_infusionsoft import signals
+from django_infusionsoft import elapsed, signals
 from django_infusionsoft.choices import ACTION_REQUIRED, BlockReason, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
@@ -182,11 +181,11 @@ def probe_all(alias: str, *, may_send: bool, is_over: Callable[[], bool]) -> tup
     for state in found if may_send else ():
         if _is_distrusted(state):
             continue
-        started = time.monotonic()
+        started = elapsed.monotonic()
         if _probe(alias, state):
             count -= 1
         else:
-            is_hanging = time.monotonic() - started >= hanging_seconds
+            is_hanging = elapsed.monotonic() - started >= hanging_seconds
         if is_over() or is_hanging:
             break
     return count, is_hanging

@@ -1,7 +1,6 @@
 """Leases: the right to present a credential's refresh token, until a time of the database."""
 
 import logging
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, connections
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.choices import DOUBTFUL, Reason, Status
 from django_infusionsoft.exceptions import DatabaseBusy, DecryptionError, RefreshInProgress
 from django_infusionsoft.keap.transport import (
@@ -60,12 +60,12 @@ class Lease:
 
     id: str
     ends_at: float
-    """By ``time.monotonic()``; not later than the row's deadline."""
+    """By ``elapsed.monotonic()``; not later than the row's deadline."""
 
     @property
     def has_time_for_call(self) -> bool:
         """Whether the longest possible HTTP call still ends within the lease."""
-        return time.monotonic() + longest_call_seconds() < self.ends_at
+        return elapsed.monotonic() + longest_call_seconds() < self.ends_at
 
     @property
     def send_until(self) -> float:
@@ -336,7 +336,7 @@ def is_suspect(alias: str) -> Exists:
 
 def _new_lease() -> Lease:
     # The clock is read before the row is written, so that this deadline is not later.
-    return Lease(id=uuid.uuid4().hex, ends_at=time.monotonic() + lease_seconds())
+    return Lease(id=uuid.uuid4().hex, ends_at=elapsed.monotonic() + lease_seconds())
 
 
 def _acquire_batch(

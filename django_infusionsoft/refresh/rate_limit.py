@@ -6,10 +6,10 @@ workers need no other communication.
 
 import logging
 import math
-import time
 from datetime import timedelta
 from typing import Final
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.conf import conf
 from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.monitoring import heartbeat
@@ -54,14 +54,14 @@ def seconds_until_free(alias: str) -> float:
 
 
 def reserve(alias: str, application: Application | None, count: int) -> list[float]:
-    """Reserve slots; return the time of each by ``time.monotonic()``."""
+    """Reserve slots; return the time of each by ``elapsed.monotonic()``."""
     if (waits := wait_range()) is None:
         return [0.0] * count
     interval = timedelta(seconds=1 / conf.REFRESH_RATE)
     while True:
         with own_transaction(alias):
             state = state_of(alias, application)
-            local = time.monotonic()
+            local = elapsed.monotonic()
             now, seen = state.database_now, state.reserved_until
             start = now if seen is None else max(now, seen)
             if is_cut := start > now + timedelta(seconds=waits[1]):

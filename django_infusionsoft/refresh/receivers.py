@@ -4,7 +4,6 @@ A site's receiver may call a web service or wait for a lock. Meanwhile leases wo
 """
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from functools import partial
 from typing import Any
 
 from django.dispatch import Signal
+
+from django_infusionsoft import elapsed
 
 
 class _Waiting(threading.local):
@@ -31,7 +32,7 @@ def send(signal: Signal, *, sender: type, **arguments: Any) -> None:
     if _waiting.signals is None:
         call()
     else:
-        _waiting.signals.append((time.monotonic(), call))
+        _waiting.signals.append((elapsed.monotonic(), call))
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def deferred() -> Iterator[None]:
 def seconds_waiting() -> float:
     """Return how long the first signal has been waiting; 0 if none is."""
     waiting = _waiting.signals
-    return time.monotonic() - waiting[0][0] if waiting else 0.0
+    return elapsed.monotonic() - waiting[0][0] if waiting else 0.0
 
 
 def send_waiting() -> None:

@@ -5,12 +5,12 @@ few rows at a time.
 """
 
 import logging
-import time
 from collections.abc import Callable
 
 from django.db import Error
 from django.db.models import QuerySet
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.monitoring import alerts, heartbeat, retention
@@ -43,7 +43,7 @@ def refresh_due(
     holds no lease.
     """
     close_lost_connections()
-    run, ends_at = Run(), time.monotonic() + time_limit_seconds
+    run, ends_at = Run(), elapsed.monotonic() + time_limit_seconds
     with receivers.deferred():
         may_begin = clock.begin_run(due.model, due.db, pause_seconds=pause_seconds)
         # In any case: the other run may be on another machine, with another spool.
@@ -69,7 +69,7 @@ def _refresh_due(
     on_progress(run)
     if run.ended != Ended.STOP:
         run.pruned = retention.prune(
-            due.db, is_over=lambda: should_stop() or time.monotonic() >= ends_at
+            due.db, is_over=lambda: should_stop() or elapsed.monotonic() >= ends_at
         )
     counts = " ".join(f"{name}={count}" for name, count in run.as_dict().items())
     logger.info("run_finished %s pruned=%s ended=%s", counts, run.pruned, run.ended)

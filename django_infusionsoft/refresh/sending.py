@@ -4,7 +4,6 @@ During the request no transaction, no row lock and no database connection is hel
 """
 
 import logging
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +12,7 @@ from typing import Final
 
 from django.contrib.auth.base_user import AbstractBaseUser
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.choices import Reason
 from django_infusionsoft.exceptions import (
     DatabaseBusy,
@@ -94,7 +94,7 @@ def send(claim: Claim, call: Call | None = None) -> Attempt:
         logger.exception("nothing_sent credential=%s", credential.pk)
         broken = "An error occurred before anything was sent: see the log."
         return attempt(reply=TemporarilyUnavailable(broken))
-    started, call = time.monotonic(), call or Call(until=claim.lease.send_until)
+    started, call = elapsed.monotonic(), call or Call(until=claim.lease.send_until)
     try:
         pair = oauth.refresh(client, refresh_token, call)
         # Right after the reply: the spool survives the death of the process.
@@ -105,7 +105,7 @@ def send(claim: Claim, call: Call | None = None) -> Attempt:
         reply = error
     finally:
         space.release()
-    seconds = time.monotonic() - started
+    seconds = elapsed.monotonic() - started
     fingerprint = key.fingerprint if call.is_sent else ""
     return attempt(reply=reply, fingerprint=fingerprint, seconds=seconds)
 
@@ -114,7 +114,7 @@ def give_up(claim: Claim, call: Call) -> Attempt:
     """Return the result of an attempt that is given up before its reply."""
     error, fingerprint, seconds = oauth.give_up(call), "", None
     if call.sent_at is not None:
-        seconds = time.monotonic() - call.sent_at
+        seconds = elapsed.monotonic() - call.sent_at
         with suppress(DecryptionError):
             fingerprint = history.fingerprint(claim.credential.refresh_token)
     return _attempt(claim)(reply=error, fingerprint=fingerprint, seconds=seconds)
@@ -211,7 +211,7 @@ def _diagnose_rejection(claim: Claim, error: GrantRejected) -> GrantRejected:
     """
     credential = claim.credential
     is_first = not (claim.again or credential.failures or credential.unanswered_attempts)
-    has_time = time.monotonic() + CHECK_SECONDS < claim.lease.ends_at
+    has_time = elapsed.monotonic() + CHECK_SECONDS < claim.lease.ends_at
     if error.reason or not is_first or not has_time or not credential.has_valid_access_token:
         return error
     try:

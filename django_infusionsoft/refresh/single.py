@@ -6,7 +6,6 @@ stored first (``leases``), and one attempt presents it once (``sending``).
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,6 +17,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, router
 from django.db.models import QuerySet
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.choices import EventKind, Outcome, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
@@ -250,7 +250,7 @@ def _wait_for_other(
     :returns: a claim for this process if the other one ended without a new token pair, else
         ``None``.
     """
-    failures, ends_at = None, time.monotonic() + conf.WAIT_SECONDS
+    failures, ends_at = None, elapsed.monotonic() + conf.WAIT_SECONDS
     while True:
         is_over = _end_of(credential)  # before the check, or an end right after it is missed
         leased = reload_and_release(credential)
@@ -265,7 +265,7 @@ def _wait_for_other(
                 return claimed
         failures = credential.failures if failures is None else failures
         close_own_connection(alias_of(credential))
-        if (left := ends_at - time.monotonic()) <= 0:
+        if (left := ends_at - elapsed.monotonic()) <= 0:
             raise RefreshInProgress(
                 f"Another process has been refreshing {credential} for "
                 f"{conf.WAIT_SECONDS:g} seconds."

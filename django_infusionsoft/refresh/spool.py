@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 from cryptography.fernet import InvalidToken
 
-from django_infusionsoft import exceptions
+from django_infusionsoft import elapsed, exceptions
 from django_infusionsoft.exceptions import ConfigurationError, InfusionsoftError, SpoolError
 from django_infusionsoft.fields import get_cipher
 from django_infusionsoft.keap.oauth import TokenPair, is_token
@@ -356,7 +356,7 @@ def _token_pair(content: dict[str, Any]) -> TokenPair:
         refresh_token=content["refresh_token"],
         expires_in=content["expires_in"],
         account=content["account"],
-        received_at=time.monotonic() - age,
+        received_at=elapsed.monotonic() - age,
     )
     if not (is_token(pair.access_token) and is_token(pair.refresh_token or pair.access_token)):
         raise ValueError

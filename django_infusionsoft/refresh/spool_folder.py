@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ConfigurationError, SpoolError
 from django_infusionsoft.text import quoted
@@ -190,7 +190,7 @@ def usable() -> Path | None:
 
     :raises SpoolError: it belongs to another user, or is open to others.
     """
-    path, now = _path(), time.monotonic()
+    path, now = _path(), elapsed.monotonic()
     if path is None or now - _checked_at.get(path, -math.inf) < CHECK_SECONDS:
         return path
     try:

@@ -10,6 +10,7 @@ from typing import Final
 
 from django.db.models import QuerySet
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.choices import Outcome
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
@@ -45,7 +46,7 @@ class Sweep:
     run: Run
     pool: AttemptPool
     ends_at: float
-    """By ``time.monotonic()``."""
+    """By ``elapsed.monotonic()``."""
     should_stop: Callable[[], bool]
     on_progress: Callable[[Run], None]
     waiting: deque[tuple[float, Claim]] = field(default_factory=deque, init=False)
@@ -57,8 +58,8 @@ class Sweep:
     """Whether the blocked clients must be probed before anything is claimed."""
     is_hanging: bool = field(default=False, init=False)
     """Whether Keap left a probe of this run waiting: no more are sent."""
-    seen_at: float = field(default_factory=time.monotonic, init=False)
-    """When the run's heartbeat was last recorded, by ``time.monotonic()``."""
+    seen_at: float = field(default_factory=elapsed.monotonic, init=False)
+    """When the run's heartbeat was last recorded, by ``elapsed.monotonic()``."""
 
     def run_until_done(self) -> None:
         try:
@@ -79,7 +80,7 @@ class Sweep:
     def _should_continue(self) -> bool:
         if self.should_stop():
             self.run.ended = Ended.STOP
-        elif time.monotonic() >= self.ends_at:
+        elif elapsed.monotonic() >= self.ends_at:
             self.run.ended = Ended.TIME_LIMIT
         return self.run.ended == Ended.DONE
 
@@ -138,7 +139,7 @@ class Sweep:
         """
         if len(self.pool) > self.concurrency:
             return
-        now, most = time.monotonic(), 2 * self.concurrency - len(self.pool)
+        now, most = elapsed.monotonic(), 2 * self.concurrency - len(self.pool)
         ready = [claim for slot, claim in islice(self.waiting, most) if slot <= now]
         mark_used(ready)
         for claim in ready:
@@ -149,7 +150,7 @@ class Sweep:
         """Wait a moment for answers, and count them."""
         pause = TICK_SECONDS
         if self.waiting and len(self.pool) <= self.concurrency:
-            pause = max(0.0, min(pause, self.waiting[0][0] - time.monotonic()))
+            pause = max(0.0, min(pause, self.waiting[0][0] - elapsed.monotonic()))
         if not self.pool:
             time.sleep(pause)
             return
@@ -159,8 +160,8 @@ class Sweep:
                 self._pause_for_probe()
         if self.pool.is_halted:
             self._pause_for_probe()
-        if time.monotonic() - self.seen_at > HEARTBEAT_SECONDS:
-            self.seen_at = time.monotonic()
+        if elapsed.monotonic() - self.seen_at > HEARTBEAT_SECONDS:
+            self.seen_at = elapsed.monotonic()
             heartbeat.record_heartbeat(self.due.db)
         self.on_progress(self.run)
 

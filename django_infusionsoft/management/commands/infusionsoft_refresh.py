@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import sys
-import time
 from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import closing
 from datetime import datetime
@@ -15,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.db import Error, router
 from django.utils.timezone import localtime
 
-from django_infusionsoft import shutdown
+from django_infusionsoft import elapsed, shutdown
 from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError
 from django_infusionsoft.management.database import database_error
 from django_infusionsoft.management.progress import Bar, Lines
@@ -116,7 +115,7 @@ class Command(BaseCommand):
 
     def _run(self, time_limit_seconds: float, stop: shutdown.Stop) -> int:
         """Refresh the credentials that are due, and return the exit code."""
-        started = time.monotonic()
+        started = elapsed.monotonic()
         try:
             with closing(self._progress()) as progress:
                 run = Credential.objects.refresh_due(
@@ -127,7 +126,7 @@ class Command(BaseCommand):
             return self._fail(error)
         facts = {**run.as_dict(), "ended": run.ended}
         if self._is_json:
-            self._print({**facts, "seconds": round(time.monotonic() - started, 3)})
+            self._print({**facts, "seconds": round(elapsed.monotonic() - started, 3)})
         elif not self._is_silent:
             self.stdout.write(" ".join(f"{name}={fact}" for name, fact in facts.items()))
         return 0 if run.succeeded else 1
