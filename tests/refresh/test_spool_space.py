@@ -1,5 +1,6 @@
 """The space for a reply, which is taken before the request is sent."""
 
+import errno
 import logging
 import os
 import time
@@ -25,8 +26,12 @@ ACCOUNTS = [f"ab{number}" for number in range(100, 107)]
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk without space for a reply: no disk is this large."""
-    monkeypatch.setattr(spool_folder, "RESERVED_BYTES", 1 << 60)
+    """A disk without space for a reply."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(spool_folder, "_allocate", fail)
 
 
 @pytest.fixture
