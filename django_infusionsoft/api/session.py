@@ -9,6 +9,7 @@ from requests.utils import rewind_body
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ReplacedRecently
+from django_infusionsoft.keap.sessions import Session
 from django_infusionsoft.keap.urls import resolve
 from django_infusionsoft.redaction import Secret, clears_locals
 from django_infusionsoft.refresh import single
@@ -85,7 +86,7 @@ class BearerAuth(AuthBase):
         return repeated
 
 
-class CredentialSession(requests.Session):
+class CredentialSession(Session):
     """A ``requests.Session`` for one account: base URL, bearer, timeouts, 401 handling.
 
     Relative URLs, with or without a leading slash, are resolved against ``INFUSIONSOFT_API_URL``.

@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any, Final, cast
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError
@@ -19,6 +18,7 @@ from urllib3.response import BaseHTTPResponse
 
 from django_infusionsoft import elapsed
 from django_infusionsoft.conf import conf
+from django_infusionsoft.keap.sessions import HTTPAdapter, Session
 
 Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
@@ -154,9 +154,7 @@ class _Adapters:
             if url != self._url or now - self._made_at > MAX_AGE_SECONDS:
                 self._adapter = _Adapter(pool_maxsize=conf.REFRESH_CONCURRENCY, max_retries=0)
                 # Not for each request: reading the environment takes long.
-                self._settings = requests.Session().merge_environment_settings(
-                    url, {}, True, None, None
-                )
+                self._settings = Session().merge_environment_settings(url, {}, True, None, None)
                 self._url, self._made_at = url, now
             return self._adapter, self._settings
 

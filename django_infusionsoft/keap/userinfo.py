@@ -5,6 +5,7 @@ from typing import Final
 import requests
 
 from django_infusionsoft.exceptions import ConfigurationError
+from django_infusionsoft.keap.sessions import Session
 from django_infusionsoft.keap.urls import resolve
 from django_infusionsoft.redaction import Secret
 
@@ -28,13 +29,16 @@ def ask(access_token: str, *, with_body: bool = True) -> requests.Response | Non
         return request
 
     try:
-        with requests.get(
-            resolve(USER_PATH),
-            auth=add_bearer,
-            timeout=CHECK_TIMEOUT_SECONDS,
-            allow_redirects=False,
-            stream=not with_body,
-        ) as response:
+        with (
+            Session() as session,
+            session.get(
+                resolve(USER_PATH),
+                auth=add_bearer,
+                timeout=CHECK_TIMEOUT_SECONDS,
+                allow_redirects=False,
+                stream=not with_body,
+            ) as response,
+        ):
             return response
     except (requests.RequestException, ConfigurationError):
         return None

@@ -1,0 +1,85 @@
+"""Requests are sent, unless a test has chosen another transport, and over own connections."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+import requests_mock
+import responses
+from requests.adapters import HTTPAdapter
+
+from django_infusionsoft.conf import conf
+from django_infusionsoft.keap.sessions import Session
+from django_infusionsoft.models import Credential
+from tests.keap.endpoints import listening, read_head
+
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
+
+
+def with_default_adapter() -> Session:
+    return Session()
+
+
+def with_own_adapter() -> Session:
+    session = Session()
+    session.mount("http://", HTTPAdapter(pool_maxsize=1))
+    return session
+
+
+def in_child(function: Callable[[], bytes]) -> bytes:
+    """Return what the function returns in a forked process."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.write(writer, function())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with open(reader, "rb") as pipe:  # noqa: PTH123
+        return pipe.read()
+
+
+def pools_of(session: Session) -> set[int]:
+    return {id(vars(adapter)["poolmanager"]) for adapter in session.adapters.values()}
+
+
+@pytest.mark.parametrize("make", [with_default_adapter, with_own_adapter])
+def test_forked_process_gives_up_the_connections_of_a_session(make: Callable[[], Session]) -> None:
+    connections = iter(b"abc")
+
+    def serve(connection: socket.socket) -> None:
+        name = bytes([next(connections)])
+        while True:
+            read_head(connection)
+            connection.sendall(REPLY % (1, name))
+
+    with listening(serve) as port, make() as session:
+
+        def ask() -> bytes:
+            return session.get(f"http://127.0.0.1:{port}/").content
+
+        assert [ask(), in_child(ask), in_child(ask), ask()] == [b"a", b"b", b"c", b"a"]
+
+
+def test_session_of_an_account_gives_up_its_connections(credential: Credential) -> None:
+    with credential.session() as session:
+        session.get("v2/contacts")
+        pools = pools_of(session)
+
+        def kept() -> bytes:
+            session.get("v2/contacts")
+            return str(len(pools & pools_of(session))).encode()
+
+        assert in_child(kept) == b"0"
+
+
+def test_transport_of_a_test_is_used(credential: Credential) -> None:
+    url = f"{conf.API_URL}v2/contacts"
+    with responses.RequestsMock() as mocked:
+        mocked.get(url, json={"from": "responses"})
+        assert credential.session().get("v2/contacts").json() == {"from": "responses"}
+    with requests_mock.Mocker() as mocker:
+        mocker.get(url, json={"from": "requests-mock"})
+        assert credential.session().get("v2/contacts").json() == {"from": "requests-mock"}
