@@ -1,16 +1,14 @@
 """The base of the views of the authorization code grant (RFC 6749 section 4.1)."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.mixins import PermissionRequiredMixin
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 from django.urls import reverse
-from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
-from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.generic import View
 
 from django_infusionsoft.conf import conf
@@ -21,6 +19,8 @@ from django_infusionsoft.models import Application
 from django_infusionsoft.redaction import clears_locals
 from django_infusionsoft.storage.applications import client_of
 from django_infusionsoft.views.oauth_state import PendingAuthorization
+
+Response = TypeVar("Response", bound=HttpResponseBase)
 
 
 class ErrorPage(Exception):
@@ -88,25 +88,25 @@ class KeapView(PermissionRequiredMixin, View):
     def has_permission(self) -> bool:
         return self.user is not None and super().has_permission()
 
-    def handle_no_permission(self) -> HttpResponseRedirect:
+    def handle_no_permission(self) -> HttpResponse:  # type: ignore[override]  # or a redirect
+        # Returns its page: a mixin before this class calls it outside this class's dispatch().
         if self.user is None:
             return super().handle_no_permission()
-        raise ErrorPage(
-            _("You are not allowed to connect Keap accounts"),
-            _("Ask a site administrator for permission."),
-            status=403,
+        return self.render_error(
+            ErrorPage(
+                _("You are not allowed to connect Keap accounts"),
+                _("Ask a site administrator for permission."),
+                status=403,
+            )
         )
 
     @clears_locals
-    @method_decorator(xframe_options_deny)
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
             response = super().dispatch(request, *args, **kwargs)
         except ErrorPage as error_page:
-            response = self.render_error(error_page)
-        response.headers["Cache-Control"] = "no-store"
-        response.headers.setdefault("Referrer-Policy", self.referrer_policy)
-        return response
+            return self.render_error(error_page)
+        return self._protected(response)
 
     def render_error(self, error_page: ErrorPage) -> HttpResponse:
         """Return the response for an error page."""
@@ -116,7 +116,16 @@ class KeapView(PermissionRequiredMixin, View):
             "retry_url": self._authorize_url(pending),
             "back_url": pending.next_url if pending else "",
         }
-        return render(self.request, self.error_template_name, context, status=error_page.status)
+        return self._protected(
+            render(self.request, self.error_template_name, context, status=error_page.status)
+        )
+
+    def _protected(self, response: Response) -> Response:
+        """Return the response with headers against caches, referrers and frames."""
+        response.headers["Cache-Control"] = "no-store"
+        response.headers.setdefault("Referrer-Policy", self.referrer_policy)
+        response.headers.setdefault("X-Frame-Options", "DENY")
+        return response
 
     def _url(self, name: str, query: dict[str, Any] | None = None) -> str:
         return reverse(name, args=self.args, kwargs=self.kwargs, query=query)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
 from django.db import Error as DatabaseError
 from django.http import (
     HttpRequest,
@@ -49,26 +50,31 @@ class CallbackView(KeapView):
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-        """Return the view, outside ATOMIC_REQUESTS: a later error must not undo the connection."""
-        return outside_atomic_requests(super().as_view(**initkwargs))
+        """Return the view, outside ATOMIC_REQUESTS: a later error must not undo the connection.
+
+        LoginRequiredMiddleware leaves it alone. It would put the code into the login page's URL.
+        """
+        return login_not_required(outside_atomic_requests(super().as_view(**initkwargs)))
 
     def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         super().setup(request, *args, **kwargs)
         self._answer = request.GET
         _remove_query(request)
 
-    def handle_no_permission(self) -> HttpResponseRedirect:
+    def handle_no_permission(self) -> HttpResponse:  # type: ignore[override]
         if self.user is not None:
             return super().handle_no_permission()
-        # No redirect to a login page: its URL would contain the code.
-        raise ErrorPage(
-            _("You are not logged in to this site"),
-            _("Nothing was connected. Log in and start again."),
-            detail=_(
-                "If you are logged in, Keap redirected you to a different address than the one "
-                "where you started, or SESSION_COOKIE_SAMESITE is 'Strict'."
-            ),
-            status=403,
+        # No redirect to a login page: the code would be in its URL, or missing afterwards.
+        return self.render_error(
+            ErrorPage(
+                _("You are not logged in to this site"),
+                _("Nothing was connected. Log in and start again."),
+                detail=_(
+                    "If you are logged in, Keap redirected you to a different address than the "
+                    "one where you started, or SESSION_COOKIE_SAMESITE is 'Strict'."
+                ),
+                status=403,
+            )
         )
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

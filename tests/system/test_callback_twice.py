@@ -1,6 +1,5 @@
 """A browser, or a scanner in front of it, requests the callback twice at once."""
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as Unfinished
 from pathlib import Path
@@ -8,35 +7,17 @@ from pathlib import Path
 import pytest
 import requests
 from django.contrib.auth.models import User
-from django.test import Client, override_settings
+from django.test import override_settings
 
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox
 from tests.support import threads
-from tests.system.web_servers import gunicorn
-from tests.web import url_at_keap
+from tests.system.web_servers import Browser, gunicorn
 
 pytest.importorskip("gunicorn", reason="Gunicorn is not installed here")
 
 PROCESSES = ("--workers", "2")
 THREADS = ("--worker-class", "gthread", "--threads", "2")
-
-
-class Browser(requests.Session):
-    """A browser at a site, without JavaScript."""
-
-    def __init__(self, url: str, user: User) -> None:
-        super().__init__()
-        self.url = url
-        client = Client()
-        client.force_login(user)
-        self.cookies["sessionid"] = client.cookies["sessionid"].value
-
-    def go_to_keap(self) -> str:
-        """Press the button; return the URL at Keap."""
-        page = self.get(f"{self.url}/infusionsoft/authorize/")
-        token = re.findall('name="csrfmiddlewaretoken" value="(.+?)"', page.text)[0]
-        return url_at_keap(self.post(page.url, {"csrfmiddlewaretoken": token}))
 
 
 @pytest.fixture(

@@ -6,7 +6,12 @@ from contextlib import contextmanager
 from subprocess import PIPE
 from typing import Any
 
+import requests
+from django.contrib.auth.models import User
+from django.test import Client
+
 from tests.processes import started
+from tests.web import url_at_keap
 
 APPLICATION = "django.core.wsgi:get_wsgi_application()"
 
@@ -20,3 +25,20 @@ def gunicorn(*options: str, database_url: str, settings: dict[str, Any]) -> Iter
         lines = iter(process.stderr.readline, "")
         found = (re.search(r"Listening at: (\S+)", line) for line in lines)
         yield next(match[1] for match in found if match)
+
+
+class Browser(requests.Session):
+    """A browser at a site, without JavaScript."""
+
+    def __init__(self, url: str, user: User) -> None:
+        super().__init__()
+        self.url = url
+        client = Client()
+        client.force_login(user)
+        self.cookies["sessionid"] = client.cookies["sessionid"].value
+
+    def go_to_keap(self) -> str:
+        """Press the button; return the URL at Keap."""
+        page = self.get(f"{self.url}/infusionsoft/authorize/")
+        token = re.findall('name="csrfmiddlewaretoken" value="(.+?)"', page.text)[0]
+        return url_at_keap(self.post(page.url, {"csrfmiddlewaretoken": token}))

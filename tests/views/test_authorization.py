@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import time_machine
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
 from django.db.models.signals import pre_save
@@ -188,6 +189,15 @@ def test_callback_shows_an_error_page_when_logged_out(client: Client, sandbox: S
     response = client_for().get(url)
     assert_error_page(response, 403, "You are not logged in to this site", "start again")
     assert parameter(url, "code") not in response.content.decode()
+    assert sandbox.token_requests == []
+
+
+def test_login_required_middleware_redirects_no_callback(user: User, sandbox: Sandbox) -> None:
+    login_required = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+    with override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, login_required]):
+        url = sandbox.authorize(go_to_keap(client_for(user)))
+        assert_error_page(client_for().get(url), 403, "You are not logged in to this site")
+        assert client_for().get(AUTHORIZE).status_code == 302
     assert sandbox.token_requests == []
 
 

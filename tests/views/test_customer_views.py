@@ -6,6 +6,7 @@ from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
+from django.contrib.auth.mixins import LoginRequiredMixin, UserPassesTestMixin
 from django.contrib.auth.models import User
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
@@ -97,6 +98,17 @@ class ConnectedByRuleView(ByRuleMixin, CallbackView):
     """A callback view with another rule."""
 
 
+class LoginFirstView(LoginRequiredMixin, KeapConnectedView):
+    """A callback view behind a mixin of Django's."""
+
+
+class NobodyView(UserPassesTestMixin, KeapConnectedView):
+    """A callback view behind a test that nobody passes."""
+
+    def test_func(self) -> bool:
+        return False
+
+
 class LenientView(KeapConnectedView):
     """Lets a customer replace a token pair that nobody has authorized."""
 
@@ -123,6 +135,8 @@ urlpatterns = [
     path("broken/", BrokenView.as_view(), name="broken"),
     path("rule/keap/", ConnectByRuleView.as_view(), name="connect-by-rule"),
     path("rule/connected/", ConnectedByRuleView.as_view(), name="connected-by-rule"),
+    path("login-first/", LoginFirstView.as_view(), name="login-first"),
+    path("nobody/", NobodyView.as_view(), name="nobody"),
     path("lenient/", LenientView.as_view(), name="lenient"),
     path("mixed/", MixedView.as_view(), name="mixed"),
     path("team/<slug:team>/keap/", ConnectTeamView.as_view(), name="connect-team"),
@@ -179,6 +193,22 @@ def test_anonymous_visitor_is_redirected_to_the_login(sandbox: Sandbox) -> None:
 
 def test_anonymous_visitor_is_rejected_when_no_permission_is_required(sandbox: Sandbox) -> None:
     assert client_for().get("/shop/keap/connected/?code=x&state=y").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("/login-first/", "You are not logged in"), ("/nobody/", "You are not allowed to connect")],
+)
+def test_error_page_is_shown_when_a_mixin_of_the_site_refuses(
+    customer: Client, url: str, words: str
+) -> None:
+    client = client_for() if url == "/login-first/" else customer
+    response = client.get(f"{url}?code=x&state=y")
+    assert response.status_code == 403
+    assert words in response.content.decode()
+    headers = [response.headers[name] for name in ("Cache-Control", "Referrer-Policy")]
+    assert headers == ["no-store", "no-referrer"]
+    assert response.headers["X-Frame-Options"] == "DENY"
 
 
 def test_customer_cannot_use_the_staffs_views(customer: Client) -> None:
