@@ -90,3 +90,7 @@ class DatabaseBusy(TemporarilyUnavailable):
 
 class AnotherSession(DatabaseBusy):
     """The caller's transaction has another role or search path than other connections have."""
+
+
+class LockedByCaller(DatabaseBusy):
+    """The caller's transaction has locked the SQLite database, so nothing else can be written."""

@@ -113,6 +113,21 @@ def deferred(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "transaction_mode", "DEFERRED", raising=False)
 
 
+@pytest.fixture
+def rollback_journal(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SQLite as it is by default: without a write-ahead log, and with deferred transactions."""
+    if connection.vendor != "sqlite":
+        pytest.skip("SQLite alone locks the whole database")
+    connection.close()
+    with monkeypatch.context() as patch:
+        patch.setitem(connection.settings_dict, "OPTIONS", {})
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA journal_mode = DELETE")
+            assert cursor.fetchone() == ("delete",)
+        yield
+    connection.close()  # the next one turns the write-ahead log on again
+
+
 @pytest.fixture(autouse=True)
 def spool(tmp_path: Path) -> Iterator[Path]:
     """The folder for token pairs that are not stored yet. It must be empty after the test."""

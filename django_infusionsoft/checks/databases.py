@@ -89,8 +89,8 @@ def check_atomic_requests(**kwargs: Any) -> list[CheckMessage]:
         return []
     return problem(
         "W014",
-        f"With DATABASES[{alias!r}]['ATOMIC_REQUESTS'] on SQLite, no request that has written "
-        "can refresh a credential.",
+        f"With DATABASES[{alias!r}]['ATOMIC_REQUESTS'] on SQLite, no request that has written, "
+        "or has read without a write-ahead log, can refresh a credential.",
         "The request holds SQLite's only write lock, but the new token pair is stored "
         "over a second connection. Use atomic() only where it is needed, apply "
         "non_atomic_requests to views that call Keap, or use PostgreSQL or MariaDB.",

@@ -23,7 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, Func, Model
 from django.db.models.functions import Now
 
-from django_infusionsoft.exceptions import AnotherSession, DatabaseBusy
+from django_infusionsoft.exceptions import AnotherSession, DatabaseBusy, LockedByCaller
 
 T = TypeVar("T")
 View = TypeVar("View", bound=Callable[..., Any])
@@ -179,6 +179,7 @@ def own_transaction(alias: str) -> Iterator[None]:
     :raises DatabaseBusy: no second connection is available within a few seconds, or a lock blocks
         it: the caller has locked the same row, or, on SQLite, has written, or has read without a
         write-ahead log. Or the caller's connection has another role or search path.
+    :raises LockedByCaller: the same for SQLite, at once.
     """
     current = connections[alias]
     outer = _shared.current.get(alias)
@@ -191,7 +192,8 @@ def own_transaction(alias: str) -> Iterator[None]:
             _require_same_session(own, current)
             is_ready = True
             _shared.current[alias] = own, len(own.atomic_blocks)
-            yield
+            with _checked_writes(own, current):
+                yield
     except OperationalError as error:
         raise DatabaseBusy(LOCKED_OUT if is_ready else NO_CONNECTION) from error
     finally:
@@ -298,7 +300,7 @@ def persist(
             try:
                 with own_transaction(alias):
                     return write()
-            except AnotherSession:
+            except (AnotherSession, LockedByCaller):
                 raise  # every retry would find the same
             except (OperationalError, InterfaceError, InternalError, DatabaseBusy):
                 if connections[alias].needs_rollback:
@@ -486,6 +488,47 @@ def _require_same_session(own: BaseDatabaseWrapper, caller: BaseDatabaseWrapper)
         raise AnotherSession(ANOTHER_SESSION)
     if is_shared:
         del _shared.sessions[own.alias]
+
+
+@contextmanager
+def _checked_writes(own: BaseDatabaseWrapper, caller: BaseDatabaseWrapper) -> Iterator[None]:
+    """On SQLite, let a write fail at once if the caller's lock prevents it.
+
+    Its commit would wait for the lock in vain, and block all readers meanwhile.
+    """
+    if caller.vendor != "sqlite":
+        yield
+        return
+
+    def check(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if not sql.startswith("SELECT"):
+            _require_no_lock(caller)
+        return execute(sql, *rest)
+
+    with own.execute_wrapper(check):
+        yield
+
+
+def _require_no_lock(caller: Any) -> None:
+    """Raise ``LockedByCaller`` if the caller's transaction on SQLite prevents other writes.
+
+    In write-ahead mode, a lock that was taken by a read does not. Only the mode of the transaction
+    tells then.
+    """
+    raw = caller.connection
+    if raw is None or not raw.in_transaction or caller.is_in_memory_db():
+        return
+    is_writer = getattr(caller, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
+    ((journal_mode,),) = raw.execute("PRAGMA journal_mode").fetchall()
+    if journal_mode == "wal" and not is_writer:
+        return
+    try:
+        # It fails in a transaction with a lock, and otherwise does nothing. No other statement
+        # tells a transaction without one apart.
+        raw.execute("PRAGMA wal_checkpoint").fetchall()
+    except raw.OperationalError as error:
+        if error.sqlite_errorname == "SQLITE_LOCKED":  # not another connection's lock
+            raise LockedByCaller(LOCKED_OUT) from error
 
 
 @contextmanager

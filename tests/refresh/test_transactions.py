@@ -10,7 +10,8 @@ from django.test import Client, TestCase, TransactionTestCase, override_settings
 from django.urls import path
 from django.utils import timezone
 
-from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.exceptions import DatabaseBusy, LockedByCaller
+from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox
 
@@ -104,6 +105,70 @@ def test_nothing_is_sent_when_the_request_holds_the_write_lock(
         site.get(f"/fail/{way}/")
     assert sandbox.token_requests == []
     check_grant_is_alive(sandbox)
+
+
+# A default SQLite, which the caller's reads lock, too
+
+
+@pytest.mark.parametrize("way", WAYS[:3])  # a run reads nothing over the request's connection
+@override_settings(ROOT_URLCONF=__name__)
+def test_nothing_is_sent_when_the_request_has_read_without_a_write_ahead_log(
+    rollback_journal: None, site: Client, sandbox: Sandbox, expired: Credential, way: str
+) -> None:
+    with pytest.raises(LockedByCaller, match="before the transaction"):
+        site.get(f"/fail/{way}/")
+    assert sandbox.token_requests == []
+
+
+def test_refresh_of_another_process_is_seen_when_the_caller_has_locked_the_database(
+    rollback_journal: None, sandbox: Sandbox, expired: Credential
+) -> None:
+    Credential.objects.get().refresh()
+    with transaction.atomic():
+        assert Credential.objects.exists()
+        assert expired.get_access_token() == Credential.objects.get().access_token
+    assert len(sandbox.token_requests) == 1
+
+
+def test_valid_access_token_is_returned_when_the_caller_has_locked_the_database(
+    rollback_journal: None, sandbox: Sandbox, credential: Credential
+) -> None:
+    """Although it is due."""
+    now = timezone.now()
+    Credential.objects.update(
+        issued_at=now - timedelta(days=1), refresh_at=now, expires_at=now + timedelta(seconds=50)
+    )
+    with transaction.atomic():
+        found = Credential.objects.get()
+        assert not found.has_fresh_access_token
+        assert found.get_access_token() == credential.access_token
+    assert sandbox.token_requests == []
+
+
+def test_connecting_fails_at_once_when_the_caller_has_locked_the_database(
+    rollback_journal: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = TokenPair(
+        access_token="access", refresh_token="refresh", expires_in=60, account=ACCOUNT
+    )
+    with transaction.atomic(), pytest.raises(LockedByCaller):
+        assert not Credential.objects.exists()
+        Credential.objects.connect(pair, application=None)
+    assert not Credential.objects.exists()
+
+
+def test_import_belongs_to_the_transaction_that_has_locked_the_database(
+    rollback_journal: None,
+) -> None:
+    with transaction.atomic():
+        assert not Credential.objects.exists()
+        Credential.objects.import_tokens(
+            account=ACCOUNT,
+            access_token="access",
+            refresh_token="refresh",
+            expires_at=timezone.now(),
+        )
+    assert Credential.objects.get().events.get().kind == "imported"
 
 
 # Blocks

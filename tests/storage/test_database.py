@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from django.db import (
 from django.db.models import F
 from django.test import TestCase, TransactionTestCase
 
-from django_infusionsoft.exceptions import DatabaseBusy
+from django_infusionsoft.exceptions import DatabaseBusy, LockedByCaller
 from django_infusionsoft.fields import seal
 from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.storing import RENEWED
@@ -28,6 +29,7 @@ from django_infusionsoft.storage.database import (
     close_own_connection,
     own_connection,
     own_transaction,
+    persist,
     update_row,
 )
 from tests.support import threads
@@ -364,6 +366,96 @@ def test_block_waits_no_longer_than_its_limit_for_a_callers_lock(
         with pytest.raises(DatabaseBusy), own_transaction("default"):
             Group.objects.filter(pk=group.pk).update(name="own")
     assert names() == ["callers"]
+
+
+@pytest.fixture(params=["a read", "a write", "an immediate transaction"])
+def locking(
+    request: pytest.FixtureRequest, rollback_journal: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], object]:
+    """What gives the caller's transaction a lock that keeps others from writing, on SQLite."""
+    match request.param:
+        case "a read":
+            return Group.objects.count
+        case "a write":
+            return partial(Group.objects.create, name="callers")
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA journal_mode = WAL")
+    monkeypatch.setattr(connection, "transaction_mode", "IMMEDIATE")
+    return lambda: None
+
+
+def test_write_fails_at_once_when_the_caller_has_locked_the_database(
+    locking: Callable[[], object],
+) -> None:
+    """It would keep all others from reading while it waits."""
+    with transaction.atomic():
+        locking()
+        with pytest.raises(LockedByCaller), own_transaction("default"):
+            Group.objects.create(name="own")
+        with pytest.raises(LockedByCaller), own_connection("default"), own_transaction("default"):
+            Group.objects.create(name="own")
+
+
+def test_write_is_not_repeated_when_the_caller_has_locked_the_database(
+    locking: Callable[[], object],
+) -> None:
+    def write() -> None:
+        tries.append(1)
+        Group.objects.create(name="own")
+
+    tries: list[int] = []
+    with transaction.atomic():
+        locking()
+        with pytest.raises(LockedByCaller):
+            persist("default", write, what="")
+    assert tries == [1]
+
+
+def test_block_can_read_when_the_caller_has_locked_the_database(
+    locking: Callable[[], object],
+) -> None:
+    with transaction.atomic():
+        locking()
+        with own_transaction("default"):
+            assert names() == []
+
+
+def test_block_is_committed_when_the_caller_has_read_nothing(rollback_journal: None) -> None:
+    with transaction.atomic():
+        with own_transaction("default"):
+            Group.objects.create(name="own")
+        with own_transaction("default"):
+            Group.objects.create(name="second")
+        assert names() == ["own", "second"]
+
+
+def test_block_is_committed_when_the_caller_without_autocommit_has_only_read(
+    rollback_journal: None,
+) -> None:
+    transaction.set_autocommit(False)
+    try:
+        assert names() == []
+        with own_transaction("default"):
+            Group.objects.create(name="own")
+    finally:
+        transaction.set_autocommit(True)
+    assert names() == ["own"]
+
+
+def test_callers_next_write_fails_when_a_block_is_committed_after_its_read(
+    deferred: None,
+) -> None:
+    """SQLite's transactions with a write-ahead log write only to the newest state."""
+    if connection.vendor != "sqlite":
+        pytest.skip(ONE_WRITER)
+    with transaction.atomic():
+        assert names() == []
+        with own_transaction("default"):
+            Group.objects.create(name="own")
+        with pytest.raises(OperationalError, match="database is locked"):
+            Group.objects.create(name="callers")
+        transaction.set_rollback(True)
+    assert names() == ["own"]
 
 
 def test_limit_is_removed_from_the_callers_connection(deferred: None) -> None:
