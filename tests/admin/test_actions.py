@@ -240,7 +240,7 @@ def test_action_is_accepted_when_the_page_has_the_csrf_token(
     html = page(
         client, action_url(credential, verb) if verb == "disconnect" else change_url(credential)
     )
-    marker = "infusionsoft-question" if verb == "disconnect" else f"/{verb}/"
+    marker = "infusionsoft-question" if verb == "disconnect" else "infusionsoft-tools"
     (form,) = re.findall(rf"<form[^>]*{marker}.*?</form>", html, re.DOTALL)
     (token,) = re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', form)
     response = client.post(action_url(credential, verb), {"csrfmiddlewaretoken": token})
