@@ -166,8 +166,9 @@ class Conf:
     CONNECT_TIMEOUT_SECONDS = Setting(5.0, "how long to wait for a connection", _positive)
     READ_TIMEOUT_SECONDS = Setting(30.0, "how long to wait for a reply", _positive)
     WAIT_SECONDS = Setting(
-        60.0,
-        "how long a caller without a valid access token waits for another process to refresh it",
+        10.0,
+        "how long a caller waits for a refresh: for Keap, another process and the database "
+        "together",
         _positive,
     )
     EXPIRY_LEEWAY_SECONDS = Setting(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from django.db import models, router
 
-from django_infusionsoft import elapsed
+from django_infusionsoft import elapsed, waiting
 from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import Status
 from django_infusionsoft.connect import connection_check, grants, importer, profiles
@@ -259,9 +259,10 @@ class CredentialManager(models.Manager["Credential"]):
             should_stop=should_stop,
             on_progress=on_progress,
         )
-        for credential in run.unidentified:
-            if not should_stop() and elapsed.monotonic() < ends_at:
-                profiles.update(credential)
+        with waiting.to_the_end():
+            for credential in run.unidentified:
+                if not should_stop() and elapsed.monotonic() < ends_at:
+                    profiles.update(credential)
         return run
 
 

@@ -13,7 +13,7 @@ from django_infusionsoft.exceptions import ConfigurationError
 def test_value_is_read_when_used() -> None:
     with override_settings(INFUSIONSOFT_WAIT_SECONDS=7):
         assert conf.WAIT_SECONDS == 7
-    assert conf.WAIT_SECONDS == 60
+    assert conf.WAIT_SECONDS == 10
 
 
 def test_every_setting_has_a_valid_default_and_a_description() -> None:

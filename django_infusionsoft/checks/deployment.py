@@ -7,6 +7,7 @@ from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage
 
+from django_infusionsoft import waiting
 from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.checks.values import where_settings_are_valid
 from django_infusionsoft.conf import SETTINGS, conf, is_loopback, named_hosts
@@ -34,6 +35,18 @@ def check_redirect_uri_is_secure(**kwargs: Any) -> list[CheckMessage]:
         "The redirect URI may be built with http://, and then no account can be connected.",
         "Set INFUSIONSOFT_REDIRECT_URI to the https:// URL of the callback view, or set "
         "SECURE_PROXY_SSL_HEADER if a proxy terminates TLS.",
+    )
+
+
+def check_threads(**kwargs: Any) -> list[CheckMessage]:
+    """W030: in uWSGI without threads, a page waits as long as Keap takes to reply."""
+    if not waiting.threads_stand_still():
+        return []
+    return problem(
+        "W030",
+        "Threads do not run between requests, so pages that need a new access token wait until "
+        "Keap has replied.",
+        "Set enable-threads = true in uWSGI's configuration.",
     )
 
 

@@ -23,7 +23,7 @@ from oauthlib.oauth2 import WebApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session
 
-from django_infusionsoft import elapsed
+from django_infusionsoft import elapsed, waiting
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     ClientRejected,
@@ -195,7 +195,7 @@ def _basic(client: Client) -> HTTPBasicAuth:
 
 
 def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
-    """Call ``ask`` in a thread, and wait for the longest call at most.
+    """Call ``ask`` in a thread; wait for the longest call at most, or as long as the caller may.
 
     The timeouts of the socket do not limit headers that arrive byte by byte.
     """
@@ -210,7 +210,7 @@ def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
     try:
         # A daemon thread does not keep the interpreter from exiting.
         threading.Thread(target=run, name="infusionsoft-call", daemon=True).start()
-        return reply.result(transport.longest_call_seconds())
+        return reply.result(min(transport.longest_call_seconds(), waiting.seconds_left()))
     except TimeoutError:
         raise give_up(call) from None
     except RuntimeError as error:  # no more threads

@@ -1,7 +1,8 @@
 """Concurrent attempts: threads call Keap, and the calling thread stores and reports the results.
 
-The threads use no database, with one exception: a thread whose answer comes after its call was
-given up stores the answer itself.
+The threads use no database, with two exceptions: a thread whose answer comes after its call was
+given up stores the answer itself, and if the caller does not wait to the end, a thread takes its
+place.
 """
 
 import logging
@@ -34,6 +35,7 @@ from django_infusionsoft.exceptions import (
     TemporarilyUnavailable,
 )
 from django_infusionsoft.keap.transport import Call
+from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.refresh import spool
 from django_infusionsoft.refresh.leases import Claim, release
 from django_infusionsoft.refresh.reporting import report
@@ -76,10 +78,15 @@ class AttemptPool:
     no answer is lost.
 
     An answer is waited for until its lease expires. The interpreter's exit waits for none.
+
+    :param wait_seconds: leaving the block waits until so long after now. A thread of its own,
+        which the interpreter's exit does wait for, then stores and reports the rest.
     """
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, concurrency: int, *, wait_seconds: float = math.inf) -> None:
         self._concurrency = concurrency
+        self._leave_at = elapsed.monotonic() + wait_seconds
+        self._is_handed_over = False
         self._threads = 0
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -87,7 +94,7 @@ class AttemptPool:
         self._over: SimpleQueue[_Call] = SimpleQueue()
         self._unused: list[Claim] = []
         self._unreported: list[AttemptResult] = []
-        self._retry_delays = retry_pauses()
+        self._retry_delays = retry_pauses(self._leave_at)
         self._failures: Counter[int | None] = Counter()
         # The applications with a rejection since the last success: claims made before do not know.
         self._suspects: set[int | None] = set()
@@ -175,12 +182,34 @@ class AttemptPool:
     def _finish(self) -> None:
         """Store and report everything under way, and end the threads."""
         while self._under_way:
+            if elapsed.monotonic() >= self._leave_at:
+                self._hand_over()
+                return
             # Without the queue: an interrupt may have taken a call from it and lost it.
             for call in [each for each in self._under_way if each.is_over]:
                 self._record(call)
             for _ in self.results(timeout_seconds=FINISH_PAUSE_SECONDS):
                 pass
         self._queue.put(None)
+
+    def _hand_over(self) -> None:
+        self._leave_at, self._is_handed_over = math.inf, True
+        self._retry_delays = retry_pauses()
+        finish = self._finish_elsewhere
+        threading.Thread(target=finish, name="infusionsoft-store", daemon=False).start()
+
+    def _finish_elsewhere(self) -> None:
+        """Store and report the rest in a thread, with connections of its own."""
+        aliases = {alias_of(call.claim.credential) for call in self._under_way}
+        try:
+            with self:
+                pass
+            for alias in aliases:
+                alerts.send_pending(alias)
+        except Exception:
+            logger.exception("outcome_not_stored_in_thread")
+        finally:
+            connections.close_all()
 
     def _next(self, timeout_seconds: float) -> _Call:
         """Wait for a call to be over; raise ``Empty`` if none is in time."""
@@ -270,11 +299,13 @@ class AttemptPool:
                 self._unused.append(call.claim)
                 return []
             credential = call.claim.credential
+            if self._is_handed_over:
+                _select_table(call.result, call.select_tenant)
             credential.is_suspect |= credential.application_id in self._suspects
             result = record_outcome(call.result, retry_delays=self._retry_delays)
         finally:
             self._under_way.discard(call)
-        self._retry_delays = retry_pauses()  # the database is available
+        self._retry_delays = retry_pauses(self._leave_at)  # the database is available
         if result.outcome == Outcome.OK:
             self._suspects.discard(credential.application_id)
         elif isinstance(result.error, ReauthorizationRequired | RejectionDoubted):
@@ -287,21 +318,29 @@ def _store_late(attempt: Attempt, select_tenant: Callable[[], None]) -> None:
     """Store a pair that came after its call was given up. Runs in the call's thread."""
     if not isinstance(attempt.reply, spool.SpooledPair):
         return
-    credential = attempt.credential
     try:
-        select_tenant()
-        # Its connection is not the caller's, which may have had another search path.
-        persist(
-            alias_of(credential),
-            partial(require_same_table, credential),
-            what=f"credential={credential.pk} account={credential.account}",
-            fsync=attempt.reply.fsync,
-        )
+        _select_table(attempt, select_tenant)
         report([record_outcome(attempt)])
     except Exception:
         logger.exception("late_reply_not_stored credential=%s", attempt.credential.pk)
     finally:
         connections.close_all()
+
+
+def _select_table(attempt: Attempt, select_tenant: Callable[[], None]) -> None:
+    """Make sure that this thread's connection finds the same table as the caller's.
+
+    It may have had another search path.
+    """
+    credential, reply = attempt.credential, attempt.reply
+    select_tenant()
+    persist(
+        alias_of(credential),
+        partial(require_same_table, credential),
+        what=f"credential={credential.pk} account={credential.account}",
+        fsync=reply.fsync if isinstance(reply, spool.SpooledPair) else lambda: False,
+        is_pair=isinstance(reply, spool.SpooledPair),
+    )
 
 
 def _affects_all(reply: object) -> bool:

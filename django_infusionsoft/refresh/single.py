@@ -4,6 +4,7 @@ A refresh token works once, and a lost reply is a lost account. So the right to 
 stored first (``leases``), and one attempt presents it once (``sending``).
 """
 
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, router
 from django.db.models import QuerySet
 
-from django_infusionsoft import elapsed
+from django_infusionsoft import waiting
 from django_infusionsoft.choices import EventKind, Outcome, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
@@ -30,7 +31,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.history import Entry, record_all
-from django_infusionsoft.refresh import breaker, receivers, timing
+from django_infusionsoft.refresh import breaker, receivers, spool_folder, timing
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import AGAIN_SECONDS, Claim, claim
 from django_infusionsoft.refresh.recovery import recover, reload_and_release
@@ -44,7 +45,12 @@ from django_infusionsoft.storage.credentials import (
     is_idle,
     reload,
 )
-from django_infusionsoft.storage.database import DatabaseNow, close_own_connection, own_connection
+from django_infusionsoft.storage.database import (
+    DatabaseNow,
+    close_own_connection,
+    is_in_testcase,
+    own_connection,
+)
 
 # The shortest pause between two checks for another process's refresh: inside a transaction each
 # check opens a database connection.
@@ -139,8 +145,11 @@ def replace_access_token(credential: CredentialRow, rejected: str) -> str:
 
 @contextmanager
 def _own_connection(credential: CredentialRow) -> Iterator[None]:
-    """Let own transactions share a connection; send the signals after it is closed."""
-    with receivers.deferred(), own_connection(alias_of(credential)):
+    """Let own transactions share a connection; send the signals after it is closed.
+
+    All waiting in the block has one limit.
+    """
+    with waiting.limited(), receivers.deferred(), own_connection(alias_of(credential)):
         yield
 
 
@@ -169,14 +178,20 @@ def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
     """Present the claimed refresh token, and update the caller's instance with the result."""
     report_previous(claimed)
     close_own_connection(alias_of(credential))
+    seconds = _seconds_to_stay(credential)
     try:
         # In a thread: a signal may raise an exception in this one, such as Celery's soft time
         # limit. The answer is read and stored before that exception continues.
-        with AttemptPool(1) as pool:
+        with AttemptPool(1, wait_seconds=seconds) as pool:
             pool.start(claimed)
-            (result,) = pool.results()
+            result = next(pool.results(timeout_seconds=seconds), None)
     finally:
         _end_of(credential).set()
+    if result is None:
+        raise TemporarilyUnavailable(
+            f"Keap has not replied for {conf.WAIT_SECONDS:g} seconds. Its reply will be stored "
+            f"when it arrives."
+        )
     if result.error is None:
         copy_from(credential, claimed.credential)
     else:
@@ -187,6 +202,17 @@ def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
         alerts.send_soon(alias_of(credential))
     if result.error is not None:
         raise result.error
+
+
+def _seconds_to_stay(credential: CredentialRow) -> float:
+    """Return how long to wait for Keap and for the store, before a thread takes over.
+
+    To the end if a thread cannot store the reply, or would be stopped in between.
+    """
+    if is_in_testcase(alias_of(credential)) or waiting.threads_stand_still():
+        return math.inf
+    seconds = waiting.seconds_left()
+    return seconds if spool_folder.is_usable() else math.inf
 
 
 def _requires_action(result: AttemptResult, claimed: Claim) -> bool:
@@ -250,7 +276,7 @@ def _wait_for_other(
     :returns: a claim for this process if the other one ended without a new token pair, else
         ``None``.
     """
-    failures, ends_at = None, elapsed.monotonic() + conf.WAIT_SECONDS
+    failures = None
     while True:
         is_over = _end_of(credential)  # before the check, or an end right after it is missed
         leased = reload_and_release(credential)
@@ -265,7 +291,7 @@ def _wait_for_other(
                 return claimed
         failures = credential.failures if failures is None else failures
         close_own_connection(alias_of(credential))
-        if (left := ends_at - elapsed.monotonic()) <= 0:
+        if (left := waiting.seconds_left()) <= 0:
             raise RefreshInProgress(
                 f"Another process has been refreshing {credential} for "
                 f"{conf.WAIT_SECONDS:g} seconds."

@@ -205,6 +205,15 @@ def usable() -> Path | None:
     return path
 
 
+def is_usable() -> bool:
+    """Whether there is a spool that can be used; if not, the reason is logged once."""
+    try:
+        return usable() is not None
+    except (OSError, ConfigurationError) as error:
+        _report(error)
+        return False
+
+
 def _require_ours(path: Path) -> None:
     """Check that only this user can use the directory: any user can create one in /var/tmp.
 

@@ -1,6 +1,7 @@
 """Transactions independent of the caller's, and the database's clock."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, Func, Model
 from django.db.models.functions import Now
 
+from django_infusionsoft import elapsed
 from django_infusionsoft.exceptions import AnotherSession, DatabaseBusy, LockedByCaller
 
 T = TypeVar("T")
@@ -72,9 +74,15 @@ class _Shared(threading.local):
 _shared: Final = _Shared()
 
 
-def retry_pauses() -> Iterator[float]:
-    """Return the pauses in seconds between the attempts to store something."""
-    return iter(RETRY_PAUSES)
+def retry_pauses(until: float = math.inf) -> Iterator[float]:
+    """Yield the pauses in seconds between the attempts to store something.
+
+    :param until: the reading of ``elapsed.monotonic()`` at which the last one ends.
+    """
+    for pause in RETRY_PAUSES:
+        if elapsed.monotonic() + pause > until:
+            break
+        yield pause
 
 
 class DatabaseNow(Now):

@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.db import Error, router
 from django.utils.timezone import localtime
 
-from django_infusionsoft import elapsed, shutdown
+from django_infusionsoft import elapsed, shutdown, waiting
 from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError
 from django_infusionsoft.management.database import database_error
 from django_infusionsoft.management.progress import Bar, Lines
@@ -142,7 +142,8 @@ class Command(BaseCommand):
         """Refresh one account, and return the exit code."""
         try:
             credential = Credential.objects.for_account(account)
-            credential.refresh()
+            with waiting.to_the_end():
+                credential.refresh()
         except NOT_REFRESHED as error:
             return self._fail(error, account=account)
         if self._is_json:

@@ -1,0 +1,64 @@
+"""How long a caller waits for everything together: Keap, another refresh, the database."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from typing import Final
+
+from django_infusionsoft import elapsed
+from django_infusionsoft.conf import conf
+
+logger = logging.getLogger("django_infusionsoft")
+
+_ends_at: Final[ContextVar[float | None]] = ContextVar("django_infusionsoft_wait", default=None)
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Let the block wait for ``WAIT_SECONDS``, unless it is in a block with a limit of its own."""
+    if _ends_at.get() is not None:
+        yield
+        return
+    with _until(elapsed.monotonic() + conf.WAIT_SECONDS):
+        yield
+
+
+@contextmanager
+def to_the_end() -> Iterator[None]:
+    """Let the block wait as long as it takes: nobody waits for it who would lose patience."""
+    with _until(math.inf):
+        yield
+
+
+def seconds_left() -> float:
+    """Return how long this block may still wait; infinity if it has no limit."""
+    ends_at = _ends_at.get()
+    return math.inf if ends_at is None else max(0.0, ends_at - elapsed.monotonic())
+
+
+@contextmanager
+def _until(ends_at: float) -> Iterator[None]:
+    token = _ends_at.set(ends_at)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+@cache
+def threads_stand_still() -> bool:
+    """Whether threads run during requests only: in uWSGI without ``enable-threads``."""
+    try:
+        uwsgi = import_module("uwsgi")  # only uWSGI itself has it
+    except ImportError:
+        return False
+    names = {os.fsdecode(name) for name in uwsgi.opt}
+    if not names.isdisjoint({"enable-threads", "threads"}):
+        return False
+    logger.warning("threads_stand_still")
+    return True
