@@ -7,7 +7,7 @@ stored first (``leases``), and one attempt presents it once (``sending``).
 import math
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -41,7 +41,6 @@ from django_infusionsoft.storage.credentials import (
     CredentialRow,
     alias_of,
     copy_from,
-    credential_model,
     is_idle,
     reload,
 )
@@ -57,6 +56,8 @@ from django_infusionsoft.storage.database import (
 POLL_SECONDS: Final = 1.0
 # How many credentials one statement makes due: databases and drivers limit its parameters.
 REQUESTED_AT_ONCE: Final = 500
+# How many primary keys are read at once before that.
+KEYS_AT_ONCE: Final = 20_000
 # Set when this process has ended a refresh, by database and credential: wakes waiting threads.
 _ends: Final[WeakValueDictionary[tuple[str, int], threading.Event]] = WeakValueDictionary()
 
@@ -101,27 +102,34 @@ def request_refresh(credentials: QuerySet[CredentialRow], *, user: AbstractBaseU
     """Make the connected, idle credentials due, with an event of the user's; return how many."""
     # The repeat after an attempt without an answer keeps its own time.
     idle = credentials.filter(is_idle(), status=Status.CONNECTED, unanswered_attempts=0)
-    rows = idle.select_related(None).only("account", "generation").order_by("pk")
-    count, left = 0, rows
-    while True:
-        found = list(left[:REQUESTED_AT_ONCE])
-        some = {each.pk: each for each in found}  # a filter over a join may repeat a row
-        _make_due(some, user=user)
-        count += len(some)
-        if len(found) < REQUESTED_AT_ONCE:
-            return count
-        left = rows.filter(pk__gt=found[-1].pk)
+    return sum(_make_due(credentials.model, keys, user=user) for keys in _batches(idle))
 
 
-def _make_due(credentials: Mapping[int, CredentialRow], *, user: AbstractBaseUser | None) -> None:
-    model = credential_model()
-    rows = model._base_manager.using(router.db_for_write(model)).filter(is_idle())
-    rows.filter(pk__in=list(credentials)).update(refresh_at=DatabaseNow())
+def _batches(credentials: QuerySet[CredentialRow]) -> Iterator[list[int]]:
+    """Yield the primary keys, some at a time, each once: a filter over a join repeats rows."""
+    keys = left = credentials.order_by("pk").values_list("pk", flat=True)
+    # Many more than one batch: each of these queries may read the whole table.
+    while found := list(left[:KEYS_AT_ONCE]):
+        unique = list(dict.fromkeys(found))
+        for start in range(0, len(unique), REQUESTED_AT_ONCE):
+            yield unique[start : start + REQUESTED_AT_ONCE]
+        if len(found) < KEYS_AT_ONCE:
+            return
+        left = keys.filter(pk__gt=found[-1])
+
+
+def _make_due(
+    model: type[CredentialRow], keys: list[int], *, user: AbstractBaseUser | None
+) -> int:
+    alias = router.db_for_write(model)
+    rows = model._base_manager.using(alias).filter(is_idle(), pk__in=keys)
+    found = list(rows.only("account", "generation"))
+    rows.update(refresh_at=DatabaseNow())
     details = {"user": user}
     record_all(
-        [Entry(each, EventKind.REFRESH_REQUESTED, details) for each in credentials.values()],
-        on_its_own=False,
+        [Entry(each, EventKind.REFRESH_REQUESTED, details) for each in found], on_its_own=False
     )
+    return len(found)
 
 
 def get_access_token(credential: CredentialRow) -> str:
