@@ -64,6 +64,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.staticfiles",
     "django_infusionsoft",
+    "tests.quick_flush",
 ]
 
 MIDDLEWARE = [
