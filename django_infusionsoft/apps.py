@@ -20,6 +20,7 @@ class DjangoInfusionsoftConfig(AppConfig):
         logging.getLogger(self.name).addFilter(clear_logged)
         # The checks import models, which are not loaded before.
         from django_infusionsoft.checks import (
+            audits,
             databases,
             deployment,
             mails,
@@ -51,6 +52,7 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(databases.check_client_exists, Tags.database)
         register(databases.check_worker, Tags.database)
         register(databases.check_stored_values, Tags.database)
+        register(audits.check_audit_apps)
         register(schedule.check_beat)
         register(mails.check_recipients)
         register(mails.check_mail_links)

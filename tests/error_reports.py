@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import sentry_sdk
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_started
-from django.core.wsgi import get_wsgi_application
 from django.db import close_old_connections
 from django.http import HttpResponse
 from django.test import Client, RequestFactory, override_settings
@@ -127,7 +127,7 @@ class Browser(Client):
             response.status_code = int(status.split(maxsplit=1)[0])
             return response.write
 
-        application = get_wsgi_application()
+        application = WSGIHandler()  # django.setup() would reset the loggers
         # It would close the connection with the test's transaction.
         request_started.disconnect(close_old_connections)
         try:

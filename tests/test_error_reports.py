@@ -12,8 +12,13 @@ import pytest
 from cryptography.fernet import MultiFernet
 from django.contrib.auth.models import User
 from django.db import OperationalError, connection
+from django.http import HttpRequest
 from django.test import override_settings
 from django.utils import timezone
+from django.views import debug
+from django.views.debug import (
+    SafeExceptionReporterFilter,
+)
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.keap import oauth
@@ -50,6 +55,13 @@ CALLS: dict[str, Callable[[Sandbox], object]] = {
         **export(sandbox), expires_at=cast("Any", "tomorrow")
     ),
 }
+
+
+class SiteFilter(SafeExceptionReporterFilter):
+    """A site's own filter of Django's reports."""
+
+    def get_safe_request_meta(self, request: HttpRequest) -> dict[str, Any]:
+        return {"FILTERED_BY": "the site"}
 
 
 def only() -> Credential:
@@ -213,3 +225,15 @@ def test_no_report_of_a_form_contains_a_secret(
     expected = {"no failure": 302, "database": 500, "encryption key": 200}[failure]
     assert (response.status_code, reports.leaks(secrets)) == (expected, [])
     assert reports.texts
+
+
+def test_filter_of_the_site_is_used_for_the_views_of_the_app(
+    sandbox: Sandbox, browser: Browser, reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debug, "get_default_exception_reporter_filter", SiteFilter)
+    begun = client_for()
+    begun.cookies = browser.cookies
+    url = sandbox.authorize(go_to_keap(begun), account="cd456")
+    with FAILURES["bug"](sandbox):
+        assert browser.visit(lambda: url).status_code == 500
+    assert any("FILTERED_BY" in text for text in reports.texts)
