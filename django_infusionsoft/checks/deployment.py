@@ -11,6 +11,7 @@ from django_infusionsoft import waiting
 from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.checks.values import where_settings_are_valid
 from django_infusionsoft.conf import SETTINGS, conf, is_loopback, named_hosts
+from django_infusionsoft.refresh import spool_folder
 
 
 @where_settings_are_valid
@@ -35,6 +36,20 @@ def check_redirect_uri_is_secure(**kwargs: Any) -> list[CheckMessage]:
         "The redirect URI may be built with http://, and then no account can be connected.",
         "Set INFUSIONSOFT_REDIRECT_URI to the https:// URL of the callback view, or set "
         "SECURE_PROXY_SSL_HEADER if a proxy terminates TLS.",
+    )
+
+
+@where_settings_are_valid
+def check_spool_outlives_service(**kwargs: Any) -> list[CheckMessage]:
+    """W031: the default spool is lost with its service or container."""
+    is_default = SETTINGS["INFUSIONSOFT_SPOOL_DIR"].default == conf.SPOOL_DIR
+    if not is_default or not (why := spool_folder.volatility()):
+        return []
+    return problem(
+        "W031",
+        f"The spool for token pairs that cannot be stored yet does not last: {why}",
+        "Set INFUSIONSOFT_SPOOL_DIR to a directory that lasts: systemd's StateDirectory=, or a "
+        "volume of the container.",
     )
 
 

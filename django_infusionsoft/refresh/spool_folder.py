@@ -23,6 +23,8 @@ logger = logging.getLogger("django_infusionsoft")
 RESERVED: Final = ".reserved"
 RESERVED_BYTES: Final = 4 * 1024
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# File systems in memory, and the layer of a container.
+VOLATILE: Final = ("overlay", "ramfs", "tmpfs")
 # How long a directory that was checked is not checked again: each call of the system makes the
 # threads of a run wait for each other.
 CHECK_SECONDS: Final = 10.0
@@ -161,6 +163,24 @@ def check() -> str:
     except (OSError, ConfigurationError) as error:
         return str(error)
     return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable."
+
+
+def volatility(mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """Return why the directory does not outlive the service or container, if that can be seen."""
+    path = _path()
+    if path is None or not mounts.exists():  # not on Linux
+        return ""
+    found: tuple[str, str, str] = ("", "", "")
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        root, point = fields.split()[3:5]
+        # The last of several mounts at one point hides the others.
+        if path.is_relative_to(point) and len(point) >= len(found[1]):
+            found = root, point, rest.split()[0]
+    root, point, kind = found
+    if "systemd-private-" in root:
+        return f"{point} is private to the service (PrivateTmp=)."
+    return f"{point} is of type {kind}, which is lost at a restart." if kind in VOLATILE else ""
 
 
 def _path() -> Path | None:

@@ -32,7 +32,9 @@ from django_infusionsoft.checks.databases import (
     check_worker,
 )
 from django_infusionsoft.checks.schedule import check_beat
+from django_infusionsoft.conf import Conf
 from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.refresh import spool_folder
 from django_infusionsoft.schedule import beat_schedule
 from django_infusionsoft.views import CallbackView
 from tests.processes import ROOT
@@ -64,6 +66,29 @@ def test_warning_when_threads_stand_still_in_uwsgi(monkeypatch: pytest.MonkeyPat
         assert ids() == ["W030"]
     finally:
         waiting.threads_stand_still.cache_clear()
+
+
+SHARED = "22 1 8:1 / / rw - ext4 /dev/sda1 rw"
+PRIVATE = "90 22 8:1 /var/tmp/systemd-private-1/tmp /var/tmp rw - ext4 /dev/sda1 rw"
+MOUNTS = {
+    "a disk": (SHARED, ""),
+    "a service": (f"{SHARED}\n{PRIVATE}", "private"),
+    "in memory": (f"{SHARED}\n90 22 0:5 / /var rw - tmpfs none rw", "/var is of type tmpfs"),
+    "a container": ("22 1 0:5 / / rw - overlay o rw", "/ is of type overlay"),
+    "a volume": ("22 1 0:5 / / rw - overlay o rw\n9 22 8:1 /v /var/tmp rw - ext4 /d rw", ""),
+}
+
+
+@pytest.mark.parametrize("place", MOUNTS)
+def test_warning_when_the_default_spool_does_not_last(tmp_path: Path, place: str) -> None:
+    mounts, expected = MOUNTS[place]
+    (tmp_path / "mountinfo").write_text(mounts)
+    with override_settings(INFUSIONSOFT_SPOOL_DIR=Conf.SPOOL_DIR.default):
+        found = spool_folder.volatility(tmp_path / "mountinfo")
+        assert expected in found
+        assert bool(found) == bool(expected)
+        assert ("W031" in ids(deploy=True)) == bool(spool_folder.volatility())
+    assert "W031" not in ids(deploy=True)
 
 
 def test_nothing_is_reported_when_the_site_is_configured() -> None:

@@ -126,6 +126,24 @@ def test_nothing_is_sent_when_the_disk_of_spool_and_database_is_full(
 
 
 @pytest.mark.django_db
+def test_folder_of_another_user_is_reported_once(
+    spool: Path,
+    connect: Callable[..., Credential],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a volume, when another container had another user."""
+    spool.mkdir(mode=0o700)
+    monkeypatch.setattr("os.geteuid", lambda: spool.stat().st_uid + 1)
+    for account in ACCOUNTS:
+        connect(account, seconds_left=-1)
+    assert run() == {"refreshed": len(ACCOUNTS)}
+    (record,) = [each for each in caplog.records if each.message.startswith("spool_unusable")]
+    assert "belongs to another user" in record.message
+    assert record.exc_info is None
+
+
+@pytest.mark.django_db
 def test_refreshes_go_on_and_the_spool_is_reported_once_when_only_its_disk_is_full(
     full_disk: None,
     connect: Callable[..., Credential],
