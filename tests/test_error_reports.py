@@ -1,6 +1,7 @@
 """No error report contains a secret: neither Sentry's, with its defaults, nor Django's."""
 
 import errno
+import json
 import os
 import secrets as secrets_module
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 from cryptography.fernet import MultiFernet
 from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.db import OperationalError, connection
 from django.http import HttpRequest
 from django.test import override_settings
@@ -237,3 +239,16 @@ def test_filter_of_the_site_is_used_for_the_views_of_the_app(
     with FAILURES["bug"](sandbox):
         assert browser.visit(lambda: url).status_code == 500
     assert any("FILTERED_BY" in text for text in reports.texts)
+
+
+@pytest.mark.parametrize("failure", ["database", "encryption key"])
+def test_no_report_of_a_failed_import_contains_a_secret(
+    failure: str, sandbox: Sandbox, secrets: Secrets, reports: Reports, tmp_path: Path
+) -> None:
+    file = tmp_path / "export.jsonl"
+    file.write_text(json.dumps({**export(sandbox), "expires_at": 0}))
+    secrets.add_grants(sandbox)
+    with FAILURES[failure](sandbox):
+        reports.of(lambda: call_command("infusionsoft_import", str(file)))
+    assert reports.texts
+    assert reports.leaks(secrets) == []

@@ -18,6 +18,7 @@ from django_infusionsoft.connect.importer import Importer
 from django_infusionsoft.exceptions import ConfigurationError, DatabaseBusy, ImportRejected
 from django_infusionsoft.management.database import database_error
 from django_infusionsoft.models import Application, Credential
+from django_infusionsoft.redaction import clears_locals
 from django_infusionsoft.storage.usability import check_usable
 
 USAGE_ERROR: Final = 2
@@ -61,6 +62,7 @@ class Command(BaseCommand):
             "site has already had the line's refresh token",
         )
 
+    @clears_locals
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["application"]
         try:
