@@ -85,14 +85,14 @@ class Sweep:
         return self.run.ended == Ended.DONE
 
     def _claim(self) -> None:
-        """Claim more once half of the claims ahead are started.
+        """Claim more once three quarters of the claims ahead are started.
 
         A claim waits for four answers at most; its lease leaves time for those of 15 seconds.
         """
         ahead = len(self.pool) + len(self.waiting)
         prefetch = PREFETCH * self.concurrency if self.concurrency > 1 else 0
         room = self.concurrency + prefetch - ahead
-        if ahead and 2 * room < max(prefetch, 1):
+        if ahead and 4 * room < max(3 * prefetch, 1):
             return
         if receivers.seconds_waiting() > SIGNALS_WAIT_SECONDS:
             if ahead:
