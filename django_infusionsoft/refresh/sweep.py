@@ -204,8 +204,13 @@ class Sweep:
         if pause < math.inf and self._is_anything_due():
             time.sleep(min(max(pause, 0.01), TICK_SECONDS))
             return True
-        if self.run.stopped and self._is_anything_due():
-            self.run.ended = Ended.KEAP
+        if self._is_anything_due():
+            # Not only those of the last probe: rejections in a row block an application, too.
+            self.run.stopped, _ = breaker.probe_all(
+                self.due.db, may_send=False, is_over=lambda: True
+            )
+            if self.run.stopped:
+                self.run.ended = Ended.KEAP
         return False
 
     def _is_anything_due(self) -> bool:

@@ -92,6 +92,14 @@ def test_most_accounts_stay_when_another_client_is_configured(
     assert health_of("default").status == HealthStatus.OK
 
 
+def test_run_says_that_it_stopped_when_it_has_believed_the_last_rejection(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    with OTHER:
+        done = Credential.objects.refresh_due()
+    assert (done.rejected, done.stopped, done.ended) == (MAX_BELIEVED, 1, "keap")
+
+
 def test_one_mail_names_both_causes(sandbox: Sandbox, batch: list[Credential]) -> None:
     with OTHER:
         for _ in range(3):

@@ -217,7 +217,8 @@ def test_tests_of_the_documents_pass(project: Project) -> None:
 def test_command_runs_in_a_new_project(project: Project, command: str) -> None:
     program, *arguments = command.split()
     assert program == "python"
-    assert project.run(sys.executable, *arguments)
+    answer = "y\n" if "--all" in arguments else ""
+    assert project.run(sys.executable, *arguments, text=answer)
 
 
 def test_sandbox_starts_with_the_documented_command(project: Project) -> None:

@@ -16,6 +16,7 @@ from django.utils.timezone import localtime
 
 from django_infusionsoft import elapsed, shutdown, waiting
 from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError
+from django_infusionsoft.management.all_accounts import confirm, findings
 from django_infusionsoft.management.database import database_error
 from django_infusionsoft.management.progress import Bar, Lines
 from django_infusionsoft.models import Credential
@@ -42,7 +43,8 @@ class Command(BaseCommand):
         "time limit is reached. Safe to run twice, late or on several machines at once. Writes "
         "counts to stdout and progress to stderr. Exit codes: 0 success; 1 an account that was "
         "due could not be refreshed, or Keap does not accept an application's client (the next "
-        "run retries; infusionsoft_status shows details); 2 wrong usage; 3 the database "
+        "run retries; infusionsoft_status shows details), or after --all an account must be "
+        "reconnected; 2 wrong usage, or --all was not confirmed; 3 the database "
         "is not available; 4 its tables are missing, read-only or locked; 128 + the signal's "
         "number if a signal stopped it (130 Ctrl-C, 143 SIGTERM), after storing the replies in "
         "progress."
@@ -51,6 +53,16 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--account", metavar="NAME", help="refresh only this account, due or not"
+        )
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            help="refresh all connected accounts, due or not, and list those that must be "
+            "reconnected: after restoring a backup, nothing else shows whose refresh tokens are "
+            "used up. Stops if Keap rejects many accounts in a row",
+        )
+        parser.add_argument(
+            "--no-input", action="store_true", help="do not ask for confirmation of --all"
         )
         parser.add_argument(
             "--dry-run",
@@ -63,7 +75,7 @@ class Command(BaseCommand):
             metavar="SECONDS",
             type=_seconds,
             help="stop sending requests after this many seconds; by default "
-            f"{RUN_TIME_LIMIT_SECONDS:g}, for a run that is started every minute",
+            f"{RUN_TIME_LIMIT_SECONDS:g}, for a run that is started every minute; none with --all",
         )
         parser.add_argument(
             "--believe-rejections",
@@ -85,21 +97,19 @@ class Command(BaseCommand):
     @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
         self._is_json, self._is_silent = options["json"], options["verbosity"] == 0
-        account, limit = options["account"], options["time_limit"]
-        if limit is not None and (options["dry_run"] or account is not None):
-            raise CommandError(
-                "--time-limit applies only to runs: omit --account and --dry-run.",
-                returncode=USAGE_ERROR,
-            )
+        account, self._is_for_all = options["account"], options["all"]
+        limit = _time_limit(options)
         try:
             if options["dry_run"]:
                 close_lost_connections()
                 code = self._show_due() if account is None else self._show_account(account)
             else:
                 check_usable(router.db_for_write(Credential))
+                if self._is_for_all and not options["no_input"]:
+                    confirm(returncode=USAGE_ERROR)
                 if options["believe_rejections"]:
                     Credential.objects.believe_rejections()
-                code = self._change(account, RUN_TIME_LIMIT_SECONDS if limit is None else limit)
+                code = self._change(account, limit)
         except (Error, DatabaseBusy) as error:
             code = self._fail(database_error(error))
         if code:
@@ -116,6 +126,8 @@ class Command(BaseCommand):
     def _run(self, time_limit_seconds: float, stop: shutdown.Stop) -> int:
         """Refresh the credentials that are due, and return the exit code."""
         started = elapsed.monotonic()
+        if self._is_for_all:
+            Credential.objects.get_queryset().request_refresh()
         try:
             with closing(self._progress()) as progress:
                 run = Credential.objects.refresh_due(
@@ -125,11 +137,15 @@ class Command(BaseCommand):
         except InfusionsoftError as error:
             return self._fail(error)
         facts = {**run.as_dict(), "ended": run.ended}
+        found = findings() if self._is_for_all else None
         if self._is_json:
-            self._print({**facts, "seconds": round(elapsed.monotonic() - started, 3)})
+            seconds = round(elapsed.monotonic() - started, 3)
+            self._print({**facts, "seconds": seconds, **(found.as_dict() if found else {})})
         elif not self._is_silent:
             self.stdout.write(" ".join(f"{name}={fact}" for name, fact in facts.items()))
-        return 0 if run.succeeded else 1
+            for line in found.lines() if found else ():
+                self.stdout.write(line)
+        return 0 if run.succeeded and not (found and found.is_any_rejected) else 1
 
     def _progress(self) -> Lines:
         if self._is_silent:
@@ -210,6 +226,28 @@ def _facts(credential: Credential) -> dict[str, Any]:
 
 def _local(moment: datetime | None) -> str:
     return f"{localtime(moment):%Y-%m-%d %H:%M:%S %Z}" if moment else "-"
+
+
+def _time_limit(options: dict[str, Any]) -> float:
+    """Return the time limit of a run in seconds.
+
+    :raises CommandError: options exclude each other.
+    """
+    limit: float | None = options["time_limit"]
+    names = {"--time-limit": limit is not None, "--all": options["all"]}
+    given = [name for name, is_given in names.items() if is_given]
+    if given and (options["dry_run"] or options["account"] is not None):
+        raise CommandError(
+            f"{given[0]} applies only to runs: omit --account and --dry-run.",
+            returncode=USAGE_ERROR,
+        )
+    if options["all"] and options["json"] and not options["no_input"]:
+        raise CommandError(
+            "--all asks for confirmation: with --json, add --no-input.", returncode=USAGE_ERROR
+        )
+    if limit is not None:
+        return limit
+    return math.inf if options["all"] else RUN_TIME_LIMIT_SECONDS
 
 
 def _seconds(text: str) -> float:
