@@ -310,6 +310,8 @@ def test_success_has_no_other_accounts_retried(
         ACCOUNTS[9]: {"reason": "expired"},
         ACCOUNTS[10]: {"reason": "revoked", "application": second},
         ACCOUNTS[11]: {"reason": "", "status": "disconnected"},
+        # A user has just had it presented again.
+        ACCOUNTS[12]: {"reason": "revoked", "lease_until": timezone.now() + timedelta(minutes=1)},
     }
     for account, columns in others.items():
         changes = {"status": "reauthorization_required", "refresh_at": None, **columns}
@@ -320,7 +322,7 @@ def test_success_has_no_other_accounts_retried(
     run()
     kept = Credential.objects.filter(account__in=others).exclude(events__outcome__gt="")
     assert {each.account for each in kept} == set(others)
-    assert counts() == (2, 0, len(ACCOUNTS) - 3)
+    assert counts() == (3, 0, len(ACCOUNTS) - len(others))
 
 
 def test_account_that_is_lost_after_the_trust_has_returned_is_not_retried(
@@ -335,6 +337,51 @@ def test_account_that_is_lost_after_the_trust_has_returned_is_not_retried(
         Credential.objects.filter(account=account).update(refresh_at=timezone.now())
         assert run() == {outcome: 1}
     assert counts()[0] == 1
+
+
+def test_account_that_is_lost_before_a_success_is_not_retried_after_a_later_block(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    """The success has shown that this loss was not the client's fault."""
+    sandbox.plan(REFUSAL, account=ACCOUNTS[0])
+    run_until_one_succeeds()
+    assert counts()[0] == 1
+    with OTHER:
+        run()
+    make_turn_due()
+    run()
+    assert counts() == (1, 0, len(ACCOUNTS) - 1)
+
+
+def test_success_counts_when_its_claim_is_older_than_the_rejection(
+    sandbox: Sandbox, due: Due
+) -> None:
+    """Both were claimed at once, when the client had no rejection."""
+
+    def release_when_lost() -> bool:
+        if counts()[0]:
+            late.release()
+        return False
+
+    for number, account in enumerate(ACCOUNTS[:3]):
+        due(account, 60 - number)
+    sandbox.plan(REFUSAL, account=ACCOUNTS[1])
+    late = sandbox.hold("before", endpoint="refresh", account=ACCOUNTS[2])
+    with override_settings(INFUSIONSOFT_REFRESH_CONCURRENCY=2):
+        Credential.objects.refresh_due(should_stop=release_when_lost)
+    assert counts() == (1, 0, 2)
+    assert ClientState.objects.get().rejections == 0
+
+
+def test_claims_ahead_are_not_presented_when_a_rejection_is_doubted(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    for account in ACCOUNTS[1:]:
+        sandbox.plan(REFUSAL, times=None, account=account)
+    with override_settings(INFUSIONSOFT_REFRESH_CONCURRENCY=3):
+        run()  # after the first success it claims all the others at once
+    assert len(sandbox.token_requests) < len(ACCOUNTS)
+    assert not Credential.objects.filter(lease_until__isnull=False).exists()
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite lets one writer in at a time")
