@@ -19,12 +19,15 @@ _ends_at: Final[ContextVar[float | None]] = ContextVar("django_infusionsoft_wait
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Let the block wait for ``WAIT_SECONDS``, unless it is in a block with a limit of its own."""
+def limited(seconds: float | None = None) -> Iterator[None]:
+    """Let the block wait this long, unless it is in a block with a limit of its own.
+
+    :param seconds: by default ``WAIT_SECONDS``.
+    """
     if _ends_at.get() is not None:
         yield
         return
-    with _until(elapsed.monotonic() + conf.WAIT_SECONDS):
+    with _until(elapsed.monotonic() + (conf.WAIT_SECONDS if seconds is None else seconds)):
         yield
 
 

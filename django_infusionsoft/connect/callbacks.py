@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from django.utils.crypto import salted_hmac
 
 from django_infusionsoft.exceptions import DatabaseBusy
-from django_infusionsoft.keap.transport import lease_seconds
+from django_infusionsoft.keap.transport import longest_call_seconds
 from django_infusionsoft.storage.applications import from_now
 from django_infusionsoft.storage.callbacks import Callback
 from django_infusionsoft.storage.database import DatabaseNow, own_transaction
@@ -24,6 +24,8 @@ from django_infusionsoft.storage.database import DatabaseNow, own_transaction
 # How long a result is shown: a server with one process handles two requests one after the other.
 SHOWN_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.25
+# For Keap's API, after the exchange of the code: a user waits for it.
+AFTER_EXCHANGE_SECONDS: Final = 10.0
 # A user can send any number of invalid codes with the site's client, and Keap counts them together
 # with its refreshes. One user must not use up what the others need.
 MAX_EXCHANGES_OF_USER: Final = 10
@@ -62,7 +64,6 @@ def claim(response: Response) -> bool:
                 )
         except IntegrityError:
             return False
-        rows.filter(created_at__lt=from_now(-RETENTION_SECONDS)).delete()
     return True
 
 
@@ -85,9 +86,14 @@ def reserve_exchange(response: Response, *, user_id: str, application_id: int | 
 
 
 def finish(response: Response, result: Mapping[str, Any]) -> None:
-    """Store the result for requests that wait for it, unless the database is unavailable."""
+    """Store the result for requests that wait for it, unless the database is unavailable.
+
+    Old rows are deleted afterwards: if that fails, the response has its result.
+    """
     with suppress(Error, DatabaseBusy), own_transaction(response.alias):
         response.rows.update(finished_at=DatabaseNow(), result=json.dumps(result))
+        rows = Callback._base_manager.using(response.alias)
+        rows.filter(created_at__lt=from_now(-RETENTION_SECONDS)).delete()
 
 
 def result_of(response: Response) -> dict[str, Any] | None:
@@ -110,9 +116,14 @@ def result_of(response: Response) -> dict[str, Any] | None:
         age = (now - (finished_at or created_at)).total_seconds()
         if finished_at is not None:
             return result if age < SHOWN_SECONDS else None
-        if age > lease_seconds():
+        if age > longest_seconds():
             return result
         time.sleep(POLL_SECONDS)
+
+
+def longest_seconds() -> float:
+    """Return how long one request can take to handle a response: the exchange, and the rest."""
+    return longest_call_seconds() + AFTER_EXCHANGE_SECONDS
 
 
 def response_to(alias: str, *, state: str, user_id: str, parameters: str) -> Response:

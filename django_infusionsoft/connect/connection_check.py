@@ -12,7 +12,7 @@ from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import EventKind, Outcome, Status
 from django_infusionsoft.connect.profiles import TIMEOUT_SECONDS, Profile, profile_in
 from django_infusionsoft.exceptions import InfusionsoftError, TemporarilyUnavailable
-from django_infusionsoft.keap.userinfo import USER_PATH
+from django_infusionsoft.keap import userinfo
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.refresh import single
 from django_infusionsoft.refresh.storing import outcome_of
@@ -85,7 +85,8 @@ def _ask(credential: CredentialRow) -> Answer:
     started_at = elapsed.monotonic()
     try:
         with CredentialSession(credential) as session:
-            response = session.get(USER_PATH, timeout=TIMEOUT_SECONDS, allow_redirects=False)
+            timeout = userinfo.timeout(TIMEOUT_SECONDS)
+            response = session.get(userinfo.USER_PATH, timeout=timeout, allow_redirects=False)
     except requests.RequestException as error:
         kind = type(error).__name__
         raise TemporarilyUnavailable(f"Keap's API cannot be reached ({kind}).") from error

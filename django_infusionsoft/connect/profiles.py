@@ -177,7 +177,7 @@ def _preference(row: CredentialRow) -> tuple[bool, datetime]:
 
 
 def _get(session: requests.Session, path: str) -> Mapping[str, Any]:
-    return _object(session.get(path, timeout=TIMEOUT_SECONDS))
+    return _object(session.get(path, timeout=userinfo.timeout(TIMEOUT_SECONDS)))
 
 
 def _object(response: requests.Response) -> Mapping[str, Any]:

@@ -1,9 +1,11 @@
 """The one API request that needs no permission: which user authorized it (keap-facts 3)."""
 
-from typing import Final
+from typing import Any, Final
 
 import requests
+from urllib3 import Timeout
 
+from django_infusionsoft import waiting
 from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.keap.sessions import Session
 from django_infusionsoft.keap.urls import resolve
@@ -34,7 +36,7 @@ def ask(access_token: str, *, with_body: bool = True) -> requests.Response | Non
             session.get(
                 resolve(USER_PATH),
                 auth=add_bearer,
-                timeout=CHECK_TIMEOUT_SECONDS,
+                timeout=timeout(CHECK_TIMEOUT_SECONDS),
                 allow_redirects=False,
                 stream=not with_body,
             ) as response,
@@ -42,3 +44,16 @@ def ask(access_token: str, *, with_body: bool = True) -> requests.Response | Non
             return response
     except (requests.RequestException, ConfigurationError):
         return None
+
+
+def timeout(longest_seconds: float) -> Any:
+    """Return a request's timeout, so that its head and its body fit into the caller's limit.
+
+    For ``requests``, whose annotations do not name this type.
+
+    :raises requests.Timeout: no time is left.
+    """
+    seconds = min(longest_seconds, waiting.seconds_left() / 2)
+    if seconds <= 0:
+        raise requests.Timeout("No time is left.")
+    return Timeout(total=seconds)

@@ -18,9 +18,11 @@ from django.http import (
 from django.shortcuts import render
 from django.utils.translation import gettext as _
 
+from django_infusionsoft import waiting
 from django_infusionsoft.connect import callbacks, connection_check, profiles
 from django_infusionsoft.exceptions import (
     ConfigurationError,
+    DatabaseBusy,
     GrantRejected,
     NotAllowed,
     TemporarilyUnavailable,
@@ -138,7 +140,7 @@ class CallbackView(KeapView):
                 status=400,
                 pending=pending,
             )
-        return self._exchange(code, pending, response).fetch_profile()
+        return self._exchange(code, pending, response)
 
     def _exchange(
         self, code: str, pending: PendingAuthorization, response: callbacks.Response
@@ -148,9 +150,34 @@ class CallbackView(KeapView):
             client, expected = usable_client(application), _expected_of(pending)
             _require_few_exchanges(response, pending)
             pair = oauth.exchange_code(client, code=code, redirect_uri=pending.redirect_uri)
-            if pair.account is None and not self.is_for_staff:
-                pair = replace(pair, account=profiles.account_of(pair.access_token))
-            return Credential.objects.connect(
+            with waiting.limited(callbacks.AFTER_EXCHANGE_SECONDS):
+                return self._store(pair, application, expected, pending)
+        except GrantRejected as error:
+            raise ErrorPage(
+                _("Keap rejected the authorization code"),
+                _("It has already been used or has expired. Nothing was connected. Start again."),
+                status=400,
+                pending=pending,
+            ) from error
+        except ConfigurationError as error:
+            raise misconfigured(error, pending) from error
+        except (DatabaseError, DatabaseBusy) as error:
+            raise not_stored(pending) from error
+        except TemporarilyUnavailable as error:
+            raise _unavailable(pending, error) from error
+
+    def _store(
+        self,
+        pair: oauth.TokenPair,
+        application: Application | None,
+        expected: Credential | None,
+        pending: PendingAuthorization,
+    ) -> Credential:
+        """Store the token pair, then what Keap says about the account."""
+        if pair.account is None and not self.is_for_staff:
+            pair = replace(pair, account=profiles.account_of(pair.access_token))
+        try:
+            credential = Credential.objects.connect(
                 pair,
                 application=application,
                 user=self.user,
@@ -161,19 +188,7 @@ class CallbackView(KeapView):
             if error.existing is not None:
                 connection_check.recheck(error.existing, user=self.user)
             raise _not_allowed(pair.account, error.existing, pending) from error
-        except GrantRejected as error:
-            raise ErrorPage(
-                _("Keap rejected the authorization code"),
-                _("It has already been used or has expired. Nothing was connected. Start again."),
-                status=400,
-                pending=pending,
-            ) from error
-        except ConfigurationError as error:
-            raise misconfigured(error, pending) from error
-        except TemporarilyUnavailable as error:
-            raise _unavailable(pending, error) from error
-        except DatabaseError as error:
-            raise not_stored(pending) from error
+        return credential.fetch_profile()
 
     def _parameter(self, name: str) -> str:
         """Return the value; empty where it is missing or repeated (RFC 6749 section 3.1)."""

@@ -37,7 +37,7 @@ def handle_once(
         parameters=parameters,
     )
     if not (oauth_state.is_pending(request, state) and _claim(response)):
-        return _connection_in(callbacks.result_of(response))
+        return _repeated(response)
     result: dict[str, Any] = {}
     try:
         pending = _consume(request, state)
@@ -54,6 +54,13 @@ def handle_once(
 def _claim(response: callbacks.Response) -> bool:
     try:
         return callbacks.claim(response)
+    except (Error, DatabaseBusy) as error:
+        raise not_stored() from error
+
+
+def _repeated(response: callbacks.Response) -> Connection:
+    try:
+        return _connection_in(callbacks.result_of(response))
     except (Error, DatabaseBusy) as error:
         raise not_stored() from error
 

@@ -3,13 +3,15 @@
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from django.db import OperationalError
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from django_infusionsoft.connect import callbacks
 from django_infusionsoft.connect.callbacks import Response
-from django_infusionsoft.keap.transport import lease_seconds
 from django_infusionsoft.models import Callback
 from tests.support import threads
 
@@ -72,7 +74,7 @@ def test_result_is_shown_for_a_minute() -> None:
 
 def test_result_is_empty_when_the_request_that_handled_it_has_died() -> None:
     callbacks.claim(response())
-    Callback.objects.update(created_at=ago(lease_seconds() + 1))
+    Callback.objects.update(created_at=ago(callbacks.longest_seconds() + 1))
     assert callbacks.result_of(response()) == {}
 
 
@@ -112,8 +114,18 @@ def test_exchanges_at_once_are_limited() -> None:
 def test_old_responses_are_deleted() -> None:
     finished()
     Callback.objects.update(created_at=ago(86_401))
-    assert callbacks.claim(response(state="other"))
+    other = response(state="other")
+    assert callbacks.claim(other)
+    callbacks.finish(other, {"a": 2})
     assert Callback.objects.count() == 1
+
+
+def test_response_has_a_result_when_old_responses_cannot_be_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(QuerySet, "delete", Mock(side_effect=OperationalError))
+    finished()
+    assert callbacks.result_of(response()) == {"a": 1}
 
 
 def test_row_holds_neither_state_nor_code() -> None:

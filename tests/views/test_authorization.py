@@ -3,21 +3,26 @@
 import html
 import logging
 import re
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import time_machine
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
+from django.db import OperationalError
 from django.db.models.signals import pre_save
 from django.http import HttpRequest
 from django.test import Client, override_settings
 from django.urls import reverse
 from django.utils import timezone
 
+from django_infusionsoft.connect import callbacks, profiles
+from django_infusionsoft.exceptions import DatabaseBusy
 from django_infusionsoft.models import Application, ApplicationState, Callback, Credential
 from django_infusionsoft.sandbox import Fault, Sandbox, faults
 from django_infusionsoft.views.oauth_state import SESSION_KEY
@@ -264,6 +269,23 @@ def test_code_is_not_exchanged_when_the_database_cannot_be_written(
     assert "Account ab123 is connected" in text_of(client.get(callback))
 
 
+@pytest.mark.parametrize("error", [OperationalError, DatabaseBusy])
+@pytest.mark.parametrize("step", ["claim", "reserve_exchange", "result_of"])
+def test_error_page_is_shown_when_the_database_is_busy(
+    client: Client,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: type[Exception],
+) -> None:
+    callback = sandbox.authorize(go_to_keap(client))
+    if step == "result_of":  # in a repeated request
+        client.get(callback)
+        Credential.objects.all().delete()
+    monkeypatch.setattr(callbacks, step, Mock(side_effect=error))
+    assert_error_page(client.get(callback), 503, "could not be stored", "Start again in")
+
+
 @pytest.mark.parametrize("scope", ["full", "absent"])
 def test_account_is_read_from_the_profile_when_the_reply_does_not_name_it(
     client: Client, sandbox: Sandbox, scope: Any
@@ -348,6 +370,17 @@ def test_state_is_consumed_before_the_code_is_exchanged(client: Client, sandbox:
     forget_results()
     assert_error_page(client.get(url), 400, "attempt is no longer open")
     assert len(sandbox.token_requests) == 1
+
+
+def test_account_is_connected_when_its_profile_takes_too_long(
+    client: Client, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "AFTER_EXCHANGE_SECONDS", 0.4)
+    monkeypatch.setattr(profiles, "TIMEOUT_SECONDS", 60)
+    sandbox.hold("before", endpoint="api")
+    started_at = time.monotonic()
+    assert "Account ab123 is connected" in text_of(authorize(client, sandbox))
+    assert time.monotonic() - started_at < 30
 
 
 def forget_results() -> None:

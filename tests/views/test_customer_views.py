@@ -1,5 +1,6 @@
 """A site whose customers connect their own accounts: the two views that the docs show."""
 
+import time
 from contextlib import suppress
 from functools import partial
 from threading import Barrier, BrokenBarrierError
@@ -16,7 +17,9 @@ from django.urls import include, path
 from django.utils import timezone
 from django.views.generic import View
 
+from django_infusionsoft.connect import callbacks, connection_check
 from django_infusionsoft.exceptions import NotAllowed
+from django_infusionsoft.keap import userinfo
 from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Application, Credential
 from django_infusionsoft.sandbox import Sandbox, faults
@@ -355,6 +358,25 @@ def test_nothing_is_stored_when_keap_does_not_name_the_account(
     assert "did not say which account" in response.content.decode()
     assert Credential.objects.count() == 1
     assert columns(taken) == before
+
+
+@pytest.mark.parametrize(("scope", "status"), [("full", 503), ("account", 403)])
+def test_customer_gets_the_page_when_the_api_takes_too_long(
+    customer: Client,
+    sandbox: Sandbox,
+    taken: Credential,
+    monkeypatch: pytest.MonkeyPatch,
+    scope: Any,
+    status: int,
+) -> None:
+    monkeypatch.setattr(callbacks, "AFTER_EXCHANGE_SECONDS", 0.4)
+    monkeypatch.setattr(userinfo, "CHECK_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr(connection_check, "TIMEOUT_SECONDS", 60)
+    sandbox.switches.token_scope = scope
+    sandbox.hold("before", endpoint="api")
+    started_at = time.monotonic()
+    assert connected_at(customer, sandbox).status_code == status
+    assert time.monotonic() - started_at < 30
 
 
 @pytest.mark.django_db(transaction=True)
