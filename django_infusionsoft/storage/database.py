@@ -524,18 +524,19 @@ def _require_no_lock(caller: Any) -> None:
     tells then.
     """
     raw = caller.connection
-    if raw is None or not raw.in_transaction or caller.is_in_memory_db():
+    if raw is None:
         return
     is_writer = getattr(caller, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE")
-    ((journal_mode,),) = raw.execute("PRAGMA journal_mode").fetchall()
-    if journal_mode == "wal" and not is_writer:
-        return
     try:
+        ((journal_mode,),) = raw.execute("PRAGMA journal_mode").fetchall()
+        if journal_mode == "wal" and not is_writer:
+            return
         # It fails in a transaction with a lock, and otherwise does nothing. No other statement
         # tells a transaction without one apart.
         raw.execute("PRAGMA wal_checkpoint").fetchall()
     except raw.OperationalError as error:
-        if error.sqlite_errorname == "SQLITE_LOCKED":  # not another connection's lock
+        # The write itself waits for the lock of another connection.
+        if error.sqlite_errorname == "SQLITE_LOCKED":
             raise LockedByCaller(LOCKED_OUT) from error
 
 

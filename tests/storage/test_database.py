@@ -1,5 +1,6 @@
 """Transactions that are independent of the caller's, the database clock, and plain updates."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -418,6 +419,19 @@ def test_block_can_read_when_the_caller_has_locked_the_database(
         locking()
         with own_transaction("default"):
             assert names() == []
+
+
+def test_another_connections_lock_is_not_taken_for_the_callers(
+    rollback_journal: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_infusionsoft.storage.database.LOCK_TIMEOUT_SECONDS", 0)
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0)
+    with closing(sqlite3.connect(connection.settings_dict["NAME"])) as other, transaction.atomic():
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DatabaseBusy) as error, own_transaction("default"):
+            Group.objects.create(name="own")
+        assert error.type is DatabaseBusy
 
 
 def test_block_is_committed_when_the_caller_has_read_nothing(rollback_journal: None) -> None:
