@@ -14,7 +14,7 @@ from typing import Any, Final
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 from django.utils.crypto import salted_hmac
 
-from django_infusionsoft import elapsed, signals
+from django_infusionsoft import elapsed, signals, waiting
 from django_infusionsoft.choices import ACTION_REQUIRED, BlockReason, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
@@ -221,13 +221,15 @@ def _pause(probes: int, error: InfusionsoftError) -> float:
 
 def _probe(alias: str, state: ApplicationState) -> bool:
     """Probe if it is time and no other process does; return whether the client may be used."""
-    if not _claim_probe(alias, state):
+    # In less time a caller's limit would end the probe before Keap can reply.
+    if waiting.seconds_left() < _hanging_seconds() or not _claim_probe(alias, state):
         return False
     close_own_connection(alias)
     try:
         oauth.probe(client_of(state.application))
     except InfusionsoftError as error:
-        _keep_open(alias, state, error)
+        is_cut = isinstance(error, TemporarilyUnavailable) and waiting.seconds_left() <= 0
+        _keep_open(alias, state, error, is_cut=is_cut)
         return False
     return _close(alias, state)
 
@@ -258,11 +260,21 @@ def _same_block(alias: str, state: ApplicationState) -> QuerySet[ApplicationStat
     return row_of(alias, state).filter(since__lt=state.since + timedelta(microseconds=1))
 
 
-def _keep_open(alias: str, state: ApplicationState, error: InfusionsoftError) -> None:
-    """Set the time of the next probe, and report, once, what an administrator must fix."""
+def _keep_open(
+    alias: str, state: ApplicationState, error: InfusionsoftError, *, is_cut: bool
+) -> None:
+    """Set the time of the next probe, and report, once, what an administrator must fix.
+
+    :param is_cut: the caller's limit ended the probe, which says nothing about Keap.
+    """
     logger.warning("probe_failed application=%s error=%s", _name(state), quoted(error))
     block_reason = _block_reason(error)
     must_act = block_reason in ACTION_REQUIRED
+    if is_cut:
+        pause = _pause(max(0, state.probes - 1), error)
+        with own_transaction(alias):
+            _same_block(alias, state).update(probes=state.probes, probe_at=from_now(pause))
+        return
     columns: dict[str, Any] = {"probe_at": from_now(_pause(state.probes, error))}
     if must_act or state.block_reason == BlockReason.MISCONFIGURED:
         columns |= {"block_reason": block_reason, "last_error": str(error)}

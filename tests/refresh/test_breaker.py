@@ -12,7 +12,7 @@ from django.db import connection
 from django.test import override_settings
 from django.utils import timezone
 
-from django_infusionsoft import signals
+from django_infusionsoft import signals, waiting
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     ClientRejected,
@@ -580,6 +580,33 @@ def test_probe_delays_grow_while_probes_get_no_answer(
         assert probes(sandbox) == number + 1
         make_probe_due()
     assert len(presented(sandbox)) == 1
+
+
+def test_probe_that_the_callers_limit_ends_does_not_lengthen_the_pause(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    sandbox.plan(faults.drop_before())
+    refresh(expired)
+    ApplicationState.objects.update(probes=5)
+    make_probe_due()
+    gate = sandbox.hold("before")
+    with override_settings(INFUSIONSOFT_WAIT_SECONDS=1.5):
+        assert refresh(expired) == "TemporarilyUnavailable"
+    gate.wait_until_arrived()
+    assert ApplicationState.objects.get(application=None).probes == 5
+    assert seconds_until_probe() == pytest.approx(timing.probe_pause(4, longest=60), abs=2)
+
+
+def test_probe_is_left_to_others_when_the_callers_limit_is_too_short(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    sandbox.plan(faults.drop_before())
+    refresh(expired)
+    make_probe_due()
+    with waiting.limited(0.1):
+        assert refresh(expired) == "TemporarilyUnavailable"
+    assert probes(sandbox) == 0
+    assert seconds_until_probe() < 0
 
 
 def test_error_says_when_the_next_probe_is_due(sandbox: Sandbox, connect: Connect) -> None:
