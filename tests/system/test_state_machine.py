@@ -8,6 +8,7 @@ different, and ``--hypothesis-seed=N`` repeats it.
 """
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -45,6 +46,7 @@ from django_infusionsoft.keap.oauth import NO_TOKEN, TokenPair
 from django_infusionsoft.models import ApplicationState, Credential
 from django_infusionsoft.refresh import leases, reporting, sending, spool, storing, trust
 from django_infusionsoft.refresh.recovery import recover_all
+from django_infusionsoft.refresh.spool_folder import Space
 from django_infusionsoft.sandbox import Sandbox, TokenRequest, faults
 
 pytestmark = pytest.mark.every_database
@@ -673,12 +675,12 @@ class Model(RuleBasedStateMachine):
         self.patch.setattr(django_settings, "INFUSIONSOFT_CLIENT_SECRET", secret)
 
     def _save_or_die(
-        self, position: spool.SpoolKey, pair: TokenPair, lease_id: str
+        self, position: spool.SpoolKey, pair: TokenPair, lease_id: str, space: Space
     ) -> spool.SpooledPair:
         worker = getattr(self.local, "worker", None)
         if worker.is_dead if worker else self.current_condition == UNREAD:
             raise Killed
-        spooled = save(position, pair, lease_id)
+        spooled = save(position, pair, lease_id, space)
         assert pair.refresh_token
         self.answers_read.add(pair.refresh_token)
         if self.current_condition == SPOOLED:
@@ -695,6 +697,10 @@ def world(
     monkeypatch.setattr(Model, "sandbox", sandbox, raising=False)
     monkeypatch.setattr("django_infusionsoft.storage.database.RETRY_PAUSES", ())
     monkeypatch.setattr("django_infusionsoft.refresh.single.POLL_SECONDS", 0)
+    # A reader that leaves lets a thread store the reply, at a moment that the model cannot know.
+    monkeypatch.setattr(
+        "django_infusionsoft.refresh.single._seconds_to_stay", lambda credential: math.inf
+    )
     sandbox.switches.refresh_token_seconds = YEARS
     logging.disable()  # otherwise the log of every example is kept
     with override_settings(INFUSIONSOFT_WAIT_SECONDS=1e-6):
