@@ -57,7 +57,6 @@ class DjangoInfusionsoftConfig(AppConfig):
         register(mails.check_recipients)
         register(mails.check_mail_links)
         register(mails.check_mail_timeout)
-        register(deployment.check_threads)
         register(deployment.check_spool_outlives_service, deploy=True)
         register(deployment.check_redirect_uri_is_public, Tags.security, deploy=True)
         register(deployment.check_redirect_uri_is_secure, Tags.security, deploy=True)

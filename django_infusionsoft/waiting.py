@@ -2,7 +2,7 @@
 
 import logging
 import math
-import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -60,8 +60,19 @@ def threads_stand_still() -> bool:
         uwsgi = import_module("uwsgi")  # only uWSGI itself has it
     except ImportError:
         return False
-    names = {os.fsdecode(name) for name in uwsgi.opt}
-    if not names.isdisjoint({"enable-threads", "threads"}):
+    if getattr(uwsgi, "has_threads", False):
         return False
     logger.warning("threads_stand_still")
     return True
+
+
+def process_ends_without_threads() -> bool:
+    """Whether this process ends by ``os._exit()``, and so waits for no thread before that.
+
+    That is a process of Celery's prefork pool, or one of RQ that does a job. Processes of
+    ``multiprocessing`` do wait.
+    """
+    billiard, rq = sys.modules.get("billiard.process"), sys.modules.get("rq.job")
+    if billiard is not None and billiard.current_process()._parent_pid is not None:  # noqa: SLF001
+        return True
+    return rq is not None and rq.get_current_job() is not None

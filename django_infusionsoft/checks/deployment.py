@@ -7,7 +7,6 @@ from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage
 
-from django_infusionsoft import waiting
 from django_infusionsoft.checks.problems import problem
 from django_infusionsoft.checks.values import where_settings_are_valid
 from django_infusionsoft.conf import SETTINGS, conf, is_loopback, named_hosts
@@ -50,18 +49,6 @@ def check_spool_outlives_service(**kwargs: Any) -> list[CheckMessage]:
         f"The spool for token pairs that cannot be stored yet does not last: {why}",
         "Set INFUSIONSOFT_SPOOL_DIR to a directory that lasts: systemd's StateDirectory=, or a "
         "volume of the container.",
-    )
-
-
-def check_threads(**kwargs: Any) -> list[CheckMessage]:
-    """W030: in uWSGI without threads, a page waits as long as Keap takes to reply."""
-    if not waiting.threads_stand_still():
-        return []
-    return problem(
-        "W030",
-        "Threads do not run between requests, so pages that need a new access token wait until "
-        "Keap has replied.",
-        "Set enable-threads = true in uWSGI's configuration.",
     )
 
 

@@ -219,6 +219,8 @@ def _seconds_to_stay(credential: CredentialRow) -> float:
     """
     if is_in_testcase(alias_of(credential)) or waiting.threads_stand_still():
         return math.inf
+    if waiting.process_ends_without_threads():
+        return math.inf
     seconds = waiting.seconds_left()
     return seconds if spool_folder.is_usable() else math.inf
 

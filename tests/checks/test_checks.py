@@ -9,7 +9,6 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
 import django
@@ -25,7 +24,6 @@ from django.test import override_settings
 from django.urls import include, path, set_script_prefix
 
 import django_infusionsoft
-from django_infusionsoft import waiting
 from django_infusionsoft.checks.databases import (
     check_client_exists,
     check_database_of_users,
@@ -57,15 +55,6 @@ def ids(*, deploy: bool = False, **settings: Any) -> list[str]:
 def ids_of(messages: list[CheckMessage]) -> list[str]:
     found = [str(message.id) for message in messages]
     return [each.removeprefix(PREFIX) for each in found if each.startswith(PREFIX)]
-
-
-def test_warning_when_threads_stand_still_in_uwsgi(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={b"processes": b"4"}))
-    waiting.threads_stand_still.cache_clear()
-    try:
-        assert ids() == ["W030"]
-    finally:
-        waiting.threads_stand_still.cache_clear()
 
 
 SHARED = "22 1 8:1 / / rw - ext4 /dev/sda1 rw"

@@ -183,15 +183,15 @@ def test_caller_waits_to_the_end_in_a_testcase(sandbox: Sandbox, expired: Creden
     assert expired.get_access_token() == row(expired).access_token
 
 
-@pytest.mark.parametrize(("options", "waits"), [({}, True), ({"enable-threads": True}, False)])
+@pytest.mark.parametrize(("has_threads", "waits"), [(0, True), (1, False)])
 def test_caller_waits_to_the_end_in_uwsgi_without_threads(
     sandbox: Sandbox,
     expired: Credential,
     monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, bool],
+    has_threads: int,
     waits: bool,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=has_threads))
     waiting.threads_stand_still.cache_clear()
     answered_late(sandbox)
     try:
@@ -204,6 +204,32 @@ def test_caller_waits_to_the_end_in_uwsgi_without_threads(
         waiting.threads_stand_still.cache_clear()
     wait_for_store()
     assert row(expired).generation == 2
+
+
+def exit_with_whether_threads_are_lost() -> None:
+    sys.exit(int(waiting.process_ends_without_threads()))
+
+
+@pytest.mark.parametrize(("package", "is_lost"), [("billiard", 1), ("multiprocessing", 0)])
+def test_only_processes_of_celerys_pool_end_without_their_threads(
+    package: str, is_lost: int
+) -> None:
+    context = pytest.importorskip(package).get_context("fork")
+    child = context.Process(target=exit_with_whether_threads_are_lost)
+    child.start()
+    child.join(20)
+    assert child.exitcode == is_lost
+    assert not waiting.process_ends_without_threads()
+
+
+def test_caller_waits_to_the_end_in_a_process_that_ends_without_its_threads(
+    sandbox: Sandbox, expired: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = SimpleNamespace(get_current_job=object)
+    monkeypatch.setitem(sys.modules, "rq.job", job)
+    answered_late(sandbox)
+    assert expired.get_access_token() == row(expired).access_token
+    assert storing_threads() == []
 
 
 def test_command_waits_to_the_end(sandbox: Sandbox, expired: Credential) -> None:
