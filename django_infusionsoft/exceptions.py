@@ -85,7 +85,10 @@ class ReplacedRecently(TemporarilyUnavailable):
 
 
 class DatabaseBusy(TemporarilyUnavailable):
-    """The refresh could not be recorded beforehand, so nothing was sent to Keap."""
+    """The refresh or the connection could not be stored outside the caller's transaction.
+
+    A refresh has sent nothing to Keap.
+    """
 
 
 class AnotherSession(DatabaseBusy):

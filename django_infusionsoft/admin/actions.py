@@ -20,6 +20,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_http_methods, require_POST
 
+from django_infusionsoft import waiting
 from django_infusionsoft.admin import labels, links
 from django_infusionsoft.admin.labels import REVOKE_AT_KEAP
 from django_infusionsoft.choices import SETTINGS_CLIENT, Outcome, Status
@@ -128,16 +129,21 @@ class CredentialActions(CredentialAdminBase):
         description=gettext_lazy("Refresh selected credentials"), permissions=["refresh"]
     )
     def refresh_selected(self, request: HttpRequest, queryset: CredentialQuerySet) -> None:
-        """Refresh a few immediately; let the next run refresh many."""
-        count = queryset.count()
-        if count > MAX_REFRESHED_AT_ONCE:
+        """Refresh a few immediately; let the next run refresh many, or what takes too long."""
+        left = list(queryset[: MAX_REFRESHED_AT_ONCE + 1])
+        if len(left) > MAX_REFRESHED_AT_ONCE:
             self._request_refresh(request, queryset)
             return
-        for done, credential in enumerate(queryset, start=1):
-            error = self._refresh(request, credential)
-            if isinstance(error, TemporarilyUnavailable) and done < count:
-                self._add_skipped(request, count - done)
-                return
+        with waiting.limited():
+            while left:
+                error = self._refresh(request, left.pop(0))
+                if left and not waiting.seconds_left():
+                    rest = queryset.filter(pk__in=[each.pk for each in left])
+                    self._request_refresh(request, rest)
+                    return
+                if left and isinstance(error, TemporarilyUnavailable):
+                    self._add_skipped(request, len(left))
+                    return
 
     @admin.action(
         description=gettext_lazy("Disconnect selected credentials"), permissions=["disconnect"]

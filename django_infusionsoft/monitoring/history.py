@@ -24,7 +24,7 @@ logger = logging.getLogger("django_infusionsoft")
 
 # Each is the reply to one refresh token.
 REFRESHES: Final = (EventKind.REFRESHED, EventKind.RECOVERED)
-# The reply had a token pair, and may not be stored.
+# The reply contained a token pair, even if it was not stored.
 ANSWERED: Final = (*REFRESHES, EventKind.LATE_REPLY_DROPPED)
 LEVELS: Final = {
     EventKind.REFRESH_FAILED: logging.WARNING,

@@ -217,7 +217,7 @@ def _mark_rejected(
     ):
         return _doubt(attempt, error, retry_delays)
     if error.reason == Reason.USED_ELSEWHERE:
-        error = _persist(lambda: _explained(attempt, error), attempt, error, retry_delays)
+        error = _persist(lambda: _diagnose_reuse(attempt, error), attempt, error, retry_delays)
         attempt = replace(attempt, reply=error)
     is_lost = credential.unanswered_attempts or credential.may_be_rotated
     default_reason = Reason.ROTATION_LOST if is_lost else Reason.REVOKED
@@ -237,7 +237,7 @@ def _mark_rejected(
     return AttemptResult(attempt, Outcome.REJECTED, reauthorization_error(credential), kind)
 
 
-def _explained(attempt: Attempt, error: ReauthorizationRequired) -> ReauthorizationRequired:
+def _diagnose_reuse(attempt: Attempt, error: ReauthorizationRequired) -> ReauthorizationRequired:
     """Return another error if this site has presented the refresh token before."""
     kinds = history.presentations(attempt.credential, attempt.fingerprint)
     if not kinds:

@@ -1,4 +1,4 @@
-"""Authorization responses of Keap's, and what the callback did with them."""
+"""Authorization responses, and what the callback did with them."""
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _

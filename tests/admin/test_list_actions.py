@@ -10,6 +10,7 @@ from django.db import connections
 from django.test import Client
 from django.utils import timezone
 
+from django_infusionsoft import waiting
 from django_infusionsoft.admin import actions
 from django_infusionsoft.models import Credential, CredentialEvent
 from django_infusionsoft.sandbox import Sandbox, faults
@@ -112,6 +113,16 @@ def test_many_accounts_are_left_to_the_next_run(
     earliest = min(each.refresh_at for each in Credential.objects.all() if each.refresh_at)
     assert earliest > began - timedelta(seconds=5)
     assert users_of_events("refresh_requested") == ["operator"] * 21
+
+
+def test_accounts_are_left_to_the_next_run_when_the_first_have_taken_long(
+    operator: Client, sandbox: Sandbox, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = [connect(account) for account in ("ab123", "cd456", "ef789")]
+    monkeypatch.setattr(waiting, "seconds_left", lambda: 0.0)
+    messages = messages_of(run_action(operator, "refresh_selected", *credentials))
+    assert messages[1:] == ["success: The next worker run will refresh 2 accounts."]
+    assert len(sandbox.token_requests) == 1
 
 
 def test_twenty_accounts_are_refreshed_at_once() -> None:

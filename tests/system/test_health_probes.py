@@ -90,12 +90,12 @@ def documented_probes() -> dict[str, str]:
 
 @pytest.fixture(params=URLS)
 def probe(request: pytest.FixtureRequest, need: Callable[[str, str], None]) -> Callable[..., bool]:
-    """Return a function that runs a documented probe, and returns whether it is content."""
+    """Return a function that runs a documented probe, and returns whether it succeeds."""
     need("curl", "" if shutil.which("curl") else "curl is missing")
     command = documented_probes()[request.param]
     assert URLS[request.param] in command
 
-    def is_content(url: str, more: str = "") -> bool:
+    def succeeds(url: str, more: str = "") -> bool:
         process = subprocess.run(
             ["sh", "-c", command.replace(URLS[request.param], f"{url} {more}")],  # noqa: S607
             capture_output=True,
@@ -107,7 +107,7 @@ def probe(request: pytest.FixtureRequest, need: Callable[[str, str], None]) -> C
         content = {"cron": not process.stdout + process.stderr}
         return content.get(request.param, process.returncode == 0)
 
-    return is_content
+    return succeeds
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def healthy(credential: Credential) -> Credential:
     return credential
 
 
-def test_probe_is_content_only_if_the_view_reports_no_problem(
+def test_probe_succeeds_only_if_the_view_reports_no_problem(
     probe: Callable[..., bool], healthy: Credential
 ) -> None:
     with serving(get_wsgi_application()) as url:
