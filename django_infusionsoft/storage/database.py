@@ -401,27 +401,44 @@ def _second_connection(alias: str) -> Iterator[BaseDatabaseWrapper]:
     if own is None or not is_shared:
         own = _new_connection(caller)
     begun: Future[ExitStack] = Future()
-    # No driver, pool or pooler lets a caller limit the wait. The first statement included:
-    # PgBouncer accepts a connection at once.
-    arguments = begun, own, _tenant_of(caller)
-    threading.Thread(target=_begin, args=arguments, name=BEGIN_THREAD, daemon=True).start()
     connections[alias] = own
     try:
-        with begun.result(CONNECTION_TIMEOUT_SECONDS):
+        with _begin_in_thread(begun, own, _tenant_of(caller)):
             yield own
-    except BaseException as error:
+    except BaseException:
         if not begun.cancel():
             own.close()  # it may be lost, or in the middle of an answer
-            raise
-        if is_shared:  # the thread still waits for the old one
+        if is_shared:  # the thread may still wait for the old one
             _shared.connections[alias] = _new_connection(caller)
-        if isinstance(error, TimeoutError):
-            raise DatabaseBusy(NO_CONNECTION) from None
         raise
     finally:
         connections[alias] = caller
     if not is_shared:
         own.close()
+
+
+def _begin_in_thread(
+    begun: "Future[ExitStack]", own: BaseDatabaseWrapper, tenant: Any
+) -> ExitStack:
+    """Wait a few seconds for a second connection; see ``_begin``.
+
+    No driver, pool or pooler lets a caller limit the wait. The first statement included: PgBouncer
+    accepts a connection at once.
+
+    :raises DatabaseBusy: it takes longer, or the process may start no more threads.
+    """
+    thread = threading.Thread(
+        target=_begin, args=(begun, own, tenant), name=BEGIN_THREAD, daemon=True
+    )
+    try:
+        thread.start()
+    except RuntimeError as error:
+        begun.set_exception(error)  # no thread will close the connection
+        raise DatabaseBusy(NO_CONNECTION) from error
+    try:
+        return begun.result(CONNECTION_TIMEOUT_SECONDS)
+    except TimeoutError:
+        raise DatabaseBusy(NO_CONNECTION) from None
 
 
 def _begin(begun: "Future[ExitStack]", own: BaseDatabaseWrapper, tenant: Any) -> None:

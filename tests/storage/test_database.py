@@ -1,7 +1,9 @@
 """Transactions that are independent of the caller's, the database clock, and plain updates."""
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,7 +27,9 @@ from django_infusionsoft.exceptions import DatabaseBusy, LockedByCaller
 from django_infusionsoft.fields import seal
 from django_infusionsoft.models import Credential
 from django_infusionsoft.refresh.storing import RENEWED
+from django_infusionsoft.storage import database
 from django_infusionsoft.storage.database import (
+    BEGIN_THREAD,
     DatabaseNow,
     close_own_connection,
     own_connection,
@@ -346,6 +350,67 @@ def test_error_says_what_to_do_when_no_second_connection_is_available(
         ):
             pytest.fail("There is no connection.")
         assert current_connection() is before
+
+
+class ArrivesLate(Future[Any]):
+    """Its wait ends when it can be cancelled no more, and has no result yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs, self.is_over = threading.Event(), threading.Event()
+
+    def set_running_or_notify_cancel(self) -> bool:
+        runs = super().set_running_or_notify_cancel()
+        self.runs.set()
+        return runs and self.is_over.wait(10)
+
+    def result(self, timeout: float | None = None) -> Any:
+        assert self.runs.wait(10)
+        try:
+            return super().result(0)
+        finally:
+            self.is_over.set()
+
+
+def test_error_says_what_to_do_when_the_second_connection_arrives_just_too_late(
+    deferred: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction.atomic(), own_connection("default"):
+        before = current_connection()
+        with monkeypatch.context() as patched:
+            patched.setattr(database, "Future", ArrivesLate)
+            with (
+                pytest.raises(DatabaseBusy, match="No database connection is available"),
+                own_transaction("default"),
+            ):
+                pytest.fail("The wait was over.")
+        assert current_connection() is before
+        with own_transaction("default"):
+            Group.objects.create(name="next")
+    assert names() == ["next"]
+
+
+def test_timeout_in_a_block_is_raised_unchanged(deferred: None) -> None:
+    with pytest.raises(TimeoutError, match="mine"):
+        leave(TimeoutError("mine"))
+
+
+def test_write_is_repeated_when_the_process_may_start_no_more_threads(
+    deferred: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = iter([True, False])
+    start = threading.Thread.start
+
+    def start_or_fail(self: threading.Thread) -> None:
+        if self.name == BEGIN_THREAD and next(limit):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    monkeypatch.setattr(database, "RETRY_PAUSES", (0.0,))
+    with transaction.atomic():
+        persist("default", lambda: Group.objects.create(name="stored"), what="credential=1")
+    assert names() == ["stored"]
 
 
 def test_callers_transaction_can_be_used_after_a_failed_block(deferred: None) -> None:
