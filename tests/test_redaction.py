@@ -1,10 +1,14 @@
 """What exceptions show of the frames that they passed through."""
 
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from django_infusionsoft.redaction import Secret, clears_locals
+from django_infusionsoft.redaction import Secret, clears_locals, hide_query_from_sentry
 
 
 def variables(error: BaseException | None) -> Iterator[object]:
@@ -50,3 +54,82 @@ def test_exception_that_the_caller_handles_keeps_its_variables() -> None:
     cause = caught.value.__cause__
     assert cause is not None
     assert "of the caller" in variables(cause.__context__)
+
+
+def log_of_the_app(text: str) -> Exception:
+    """Fail and log it, in a frame of the app's."""
+    source = (
+        "def log(text):\n"
+        "    try:\n"
+        "        parse(text)\n"
+        "    except ValueError as error:\n"
+        "        del text\n"
+        "        logger.exception('failed')\n"
+        "        return error\n"
+    )
+    names: dict[str, Any] = {
+        "__name__": "django_infusionsoft.example",
+        "parse": parse,
+        "logger": logging.getLogger("django_infusionsoft"),
+    }
+    exec(source, names)  # noqa: S102
+    error: Exception = names["log"](text)
+    return error
+
+
+def test_logged_exception_loses_its_variables_and_the_one_that_the_site_handles_keeps_them() -> (
+    None
+):
+    try:
+        parse("of the site")
+    except ValueError as handled:
+        logged = log_of_the_app("abc")
+        kept = [*variables(handled)]
+        is_chained = logged.__context__ is handled
+    assert is_chained
+    assert "of the site" in kept
+    assert "abc" not in map(str, variables(logged))
+
+
+class Scope:
+    """As Sentry's: shared by all requests unless an integration forks it for each."""
+
+    def __init__(self, processors: list[Callable[..., Any]]) -> None:
+        self._event_processors = processors
+
+    def add_event_processor(self, processor: Callable[..., Any]) -> None:
+        self._event_processors.append(processor)
+
+
+def client(*, is_active: Callable[[], bool]) -> SimpleNamespace:
+    return SimpleNamespace(is_active=is_active)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {},
+        {"get_client": lambda: client(is_active=lambda: True)},
+        {"get_client": lambda: client(is_active=lambda: 1 / 0 > 0), "get_isolation_scope": Scope},
+    ],
+    ids=["1.x", "without scopes", "error"],
+)
+def test_another_version_of_sentry_raises_no_error(
+    monkeypatch: pytest.MonkeyPatch, names: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentry_sdk", SimpleNamespace(**names))  # type: ignore[arg-type]
+    hide_query_from_sentry()
+
+
+def test_shared_scope_of_sentry_gets_one_event_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    processors: list[Callable[..., Any]] = []
+    scope = Scope(processors)
+    sentry: Any = SimpleNamespace(
+        get_client=lambda: client(is_active=lambda: True), get_isolation_scope=lambda: scope
+    )
+    monkeypatch.setitem(sys.modules, "sentry_sdk", sentry)
+    hide_query_from_sentry()
+    hide_query_from_sentry()
+    (processor,) = processors
+    event = {"request": {"query_string": "code=abc", "url": "/"}}
+    assert processor(event, {}) == {"request": {"url": "/"}}
