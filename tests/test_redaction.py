@@ -117,7 +117,7 @@ def client(*, is_active: Callable[[], bool]) -> SimpleNamespace:
 def test_another_version_of_sentry_raises_no_error(
     monkeypatch: pytest.MonkeyPatch, names: dict[str, Any]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sentry_sdk", SimpleNamespace(**names))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "sentry_sdk", SimpleNamespace(**names))
     hide_query_from_sentry()
 
 

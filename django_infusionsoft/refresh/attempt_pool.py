@@ -166,7 +166,10 @@ class AttemptPool:
         traceback: TracebackType | None,
     ) -> None:
         errors: list[BaseException] = [] if error is None else [error]
+        is_in_thread = self._is_handed_over
         for step in (self._finish, self.report, self.release):
+            if self._is_handed_over and not is_in_thread:
+                break  # the thread does the rest
             while True:
                 try:
                     step()
@@ -182,8 +185,7 @@ class AttemptPool:
     def _finish(self) -> None:
         """Store and report everything under way, and end the threads."""
         while self._under_way:
-            if elapsed.monotonic() >= self._leave_at:
-                self._hand_over()
+            if elapsed.monotonic() >= self._leave_at and self._hand_over():
                 return
             # Without the queue: an interrupt may have taken a call from it and lost it.
             for call in [each for each in self._under_way if each.is_over]:
@@ -192,11 +194,19 @@ class AttemptPool:
                 pass
         self._queue.put(None)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self) -> bool:
+        """Let a thread do the rest; return False if there can be no more threads."""
+        # From then on the thread alone uses what this pool has collected.
+        self.report()
+        self.release()
         self._leave_at, self._is_handed_over = math.inf, True
         self._retry_delays = retry_pauses()
         finish = self._finish_elsewhere
-        threading.Thread(target=finish, name="infusionsoft-store", daemon=False).start()
+        try:
+            threading.Thread(target=finish, name="infusionsoft-store", daemon=False).start()
+        except RuntimeError:
+            self._is_handed_over = False
+        return self._is_handed_over
 
     def _finish_elsewhere(self) -> None:
         """Store and report the rest in a thread, with connections of its own."""

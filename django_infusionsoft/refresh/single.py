@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import Error, router
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from django_infusionsoft import waiting
 from django_infusionsoft.choices import EventKind, Outcome, Status
@@ -100,9 +100,13 @@ def refresh(
 
 def request_refresh(credentials: QuerySet[CredentialRow], *, user: AbstractBaseUser | None) -> int:
     """Make the connected, idle credentials due, with an event of the user's; return how many."""
-    # The repeat after an attempt without an answer keeps its own time.
-    idle = credentials.filter(is_idle(), status=Status.CONNECTED, unanswered_attempts=0)
+    idle = credentials.filter(_may_be_made_due())
     return sum(_make_due(credentials.model, keys, user=user) for keys in _batches(idle))
+
+
+def _may_be_made_due() -> Q:
+    # The repeat after an attempt without an answer keeps its own time.
+    return is_idle() & Q(status=Status.CONNECTED, unanswered_attempts=0)
 
 
 def _batches(credentials: QuerySet[CredentialRow]) -> Iterator[list[int]]:
@@ -122,7 +126,7 @@ def _make_due(
     model: type[CredentialRow], keys: list[int], *, user: AbstractBaseUser | None
 ) -> int:
     alias = router.db_for_write(model)
-    rows = model._base_manager.using(alias).filter(is_idle(), pk__in=keys)
+    rows = model._base_manager.using(alias).filter(_may_be_made_due(), pk__in=keys)
     found = list(rows.only("account", "generation"))
     rows.update(refresh_at=DatabaseNow())
     details = {"user": user}

@@ -80,7 +80,6 @@ def reserve(name: str) -> Space:
             path = folder / f"{name}{RESERVED}"
             space = Space(path, _create(path))
             _allocate(space.descriptor)
-            _reported.clear()
     except Exception as error:  # the spool is a second safety
         _report(error)
         space.release()
@@ -109,6 +108,7 @@ def write(path: Path, content: bytes, space: Space) -> None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         raise
+    _reported.clear()
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
@@ -136,8 +136,10 @@ def reported_errors() -> Iterator[None]:
 
 def _report(error: Exception) -> None:
     """Log it unless this process has done so since the spool last worked."""
-    if str(error) not in _reported:
-        _reported.add(str(error))
+    # Not the file's name, which is another one each time.
+    what = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    if what not in _reported:
+        _reported.add(what)
         logger.error("spool_unusable error=%s", quoted(error))
 
 
@@ -180,7 +182,11 @@ def volatility(mounts: Path = Path("/proc/self/mountinfo")) -> str:
     root, point, kind = found
     if "systemd-private-" in root:
         return f"{point} is private to the service (PrivateTmp=)."
-    return f"{point} is of type {kind}, which is lost at a restart." if kind in VOLATILE else ""
+    return (
+        f"{point} is of type {kind}, which is lost with the container or at a restart."
+        if kind in VOLATILE
+        else ""
+    )
 
 
 def _path() -> Path | None:
