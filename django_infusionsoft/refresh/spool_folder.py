@@ -96,9 +96,8 @@ def _allocate(descriptor: int) -> None:
 
 def write(path: Path, content: bytes, space: Space) -> None:
     """Write a file, in the reserved space if there is one, or nothing."""
-    descriptor = space.open(path)
-    if descriptor is None:
-        descriptor = _create(path)
+    reserved = space.open(path)
+    descriptor = _create(path) if reserved is None else reserved
     try:
         try:
             _write_all(descriptor, content)
@@ -108,7 +107,8 @@ def write(path: Path, content: bytes, space: Space) -> None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         raise
-    _reported.clear()
+    if reserved is not None:  # otherwise the next one may fail again
+        _reported.clear()
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -85,6 +85,7 @@ def pgbouncer(
     finally:
         process.kill()
         process.wait()
+        connection.close()  # perhaps it went through PgBouncer
 
 
 def test_waits_of_all_are_short_when_transactions_use_up_the_connections(

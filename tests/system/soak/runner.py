@@ -153,7 +153,7 @@ class Soak:
         """Make the files that killed processes left empty old enough to be deleted."""
         old = time.time() - KEPT_SECONDS - 1
         for path in self._spool.glob("*"):
-            if not path.stat().st_size:
+            if not path.read_bytes().strip(b"\0"):
                 os.utime(path, (old, old))
 
     def _observations(self) -> Observations:
