@@ -64,10 +64,10 @@ def start(sandbox: Sandbox, database_url: str) -> Iterator[StartProcesses]:
         def run(count: int, *, threads: int, seconds_ahead: int = 0) -> list[Racer]:
             arguments = ["-m", "tests.system.racing_process", str(threads), str(seconds_ahead)]
             options = {"stdin": PIPE, "stdout": PIPE}
+            # Longer than Keap and this machine take.
+            settings = {**sandbox.settings, "INFUSIONSOFT_WAIT_SECONDS": 60}
             processes = [
-                started(
-                    *arguments, database_url=database_url, settings=sandbox.settings, **options
-                )
+                started(*arguments, database_url=database_url, settings=settings, **options)
                 for _ in range(count)
             ]
             racers = [Racer(stack.enter_context(each), threads) for each in processes]
