@@ -33,7 +33,7 @@ def limited(seconds: float | None = None) -> Iterator[None]:
 
 @contextmanager
 def to_the_end() -> Iterator[None]:
-    """Let the block wait as long as it takes: nobody waits for it who would lose patience."""
+    """Let the block wait as long as it takes: for commands and runs, without a request."""
     with _until(math.inf):
         yield
 
@@ -72,7 +72,9 @@ def process_ends_without_threads() -> bool:
     That is a process of Celery's prefork pool, or one of RQ that does a job. Processes of
     ``multiprocessing`` do wait.
     """
-    billiard, rq = sys.modules.get("billiard.process"), sys.modules.get("rq.job")
-    if billiard is not None and billiard.current_process()._parent_pid is not None:  # noqa: SLF001
+    # A module lacks its names while another thread imports it, and is not in use yet.
+    current_process = getattr(sys.modules.get("billiard.process"), "current_process", None)
+    if current_process is not None and current_process()._parent_pid is not None:  # noqa: SLF001
         return True
-    return rq is not None and rq.get_current_job() is not None
+    current_job = getattr(sys.modules.get("rq.job"), "get_current_job", None)
+    return current_job is not None and current_job() is not None

@@ -33,7 +33,7 @@ from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.history import Entry, record_all
 from django_infusionsoft.refresh import breaker, receivers, spool_folder, timing
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
-from django_infusionsoft.refresh.leases import AGAIN_SECONDS, Claim, claim
+from django_infusionsoft.refresh.leases import AGAIN_SECONDS, Claim, claim, release
 from django_infusionsoft.refresh.recovery import recover, reload_and_release
 from django_infusionsoft.refresh.reporting import report_previous
 from django_infusionsoft.refresh.storing import AttemptResult, reauthorization_error
@@ -188,9 +188,7 @@ def _renew_access_token(credential: CredentialRow) -> None:
 
 def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
     """Present the claimed refresh token, and update the caller's instance with the result."""
-    report_previous(claimed)
-    close_own_connection(alias_of(credential))
-    seconds = _seconds_to_stay(credential)
+    seconds = _prepare(credential, claimed)
     try:
         # In a thread: a signal may raise an exception in this one, such as Celery's soft time
         # limit. The answer is read and stored before that exception continues.
@@ -214,6 +212,20 @@ def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
         alerts.send_soon(alias_of(credential))
     if result.error is not None:
         raise result.error
+
+
+def _prepare(credential: CredentialRow, claimed: Claim) -> float:
+    """Do what precedes the attempt; return how long to stay. If this fails, release the claim.
+
+    Otherwise others would wait until its lease expires, and count it as an attempt.
+    """
+    try:
+        report_previous(claimed)
+        close_own_connection(alias_of(credential))
+        return _seconds_to_stay(credential)
+    except BaseException:
+        release([claimed])
+        raise
 
 
 def _seconds_to_stay(credential: CredentialRow) -> float:

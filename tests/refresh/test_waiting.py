@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,6 +220,30 @@ def test_only_processes_of_celerys_pool_end_without_their_threads(
     child.join(20)
     assert child.exitcode == is_lost
     assert not waiting.process_ends_without_threads()
+
+
+def test_refresh_works_while_another_thread_imports_celery(
+    expired: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("billiard.process", "rq.job"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert expired.get_access_token() == row(expired).access_token
+
+
+def test_claim_is_released_when_nothing_can_be_sent(
+    sandbox: Sandbox, expired: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> bool:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting, "threads_stand_still", fail)
+        with pytest.raises(ValueError, match="a bug"):
+            expired.get_access_token()
+    assert row(expired).lease_until is None
+    assert row(expired).get_access_token() == row(expired).access_token
+    assert row(expired).unanswered_attempts == 0
+    assert len(sandbox.token_requests) == 1
 
 
 def test_caller_waits_to_the_end_in_a_process_that_ends_without_its_threads(
