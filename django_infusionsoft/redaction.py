@@ -90,7 +90,7 @@ def _frames_of_the_site() -> list[FrameType]:
 
 
 def hide_posted(request: HttpRequest, name: str) -> None:
-    """Hide a parameter of a form from now on, from reports that Django does not filter, too."""
+    """Hide a parameter of a form, also in reports that Django's own filter does not process."""
     if name in request.POST:
         posted = request.POST.copy()
         posted[name] = HIDDEN

@@ -77,10 +77,11 @@ class AttemptPool:
     An exception in the block (Ctrl-C, a time limit, a lost database) is raised after that, so that
     no answer is lost.
 
-    An answer is waited for until its lease expires. The interpreter's exit waits for none.
+    An answer is waited for until its lease expires. The interpreter's exit does not wait for
+    answers, unless they were handed over.
 
-    :param wait_seconds: leaving the block waits until so long after now. A thread of its own,
-        which the interpreter's exit does wait for, then stores and reports the rest.
+    :param wait_seconds: how long leaving the block waits, counted from now. After that, a thread
+        stores and reports the rest, and the interpreter's exit waits for it.
     """
 
     def __init__(self, concurrency: int, *, wait_seconds: float = math.inf) -> None:

@@ -268,13 +268,13 @@ def _keep_open(
     :param is_cut: the caller's limit ended the probe, which says nothing about Keap.
     """
     logger.warning("probe_failed application=%s error=%s", _name(state), quoted(error))
-    block_reason = _block_reason(error)
-    must_act = block_reason in ACTION_REQUIRED
     if is_cut:
         pause = _pause(max(0, state.probes - 1), error)
         with own_transaction(alias):
             _same_block(alias, state).update(probes=state.probes, probe_at=from_now(pause))
         return
+    block_reason = _block_reason(error)
+    must_act = block_reason in ACTION_REQUIRED
     columns: dict[str, Any] = {"probe_at": from_now(_pause(state.probes, error))}
     if must_act or state.block_reason == BlockReason.MISCONFIGURED:
         columns |= {"block_reason": block_reason, "last_error": str(error)}

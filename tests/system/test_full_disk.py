@@ -3,9 +3,9 @@
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import PIPE, Popen
 
 import pytest
 from django.db import connection
@@ -43,6 +43,19 @@ def fill(folder: Path) -> Path:
     return path
 
 
+def refreshing(database: Path, sandbox: Sandbox) -> "AbstractContextManager[Popen[str]]":
+    """Start a process that refreshes the account."""
+    return started(
+        "-m",
+        "tests.system.outage_process",
+        "ab123",
+        database_url=f"sqlite:///{database}",
+        settings=sandbox.settings,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
 def test_pair_survives_in_the_spool_when_the_disk_gets_full_while_keap_is_asked(
     sandbox: Sandbox, expired: Credential, disk: Path
 ) -> None:
@@ -53,30 +66,14 @@ def test_pair_survives_in_the_spool_when_the_disk_gets_full_while_keap_is_asked(
         connection.connection.backup(copy)
     with override_settings(INFUSIONSOFT_SPOOL_DIR=disk / "spool"):
         gate = sandbox.hold("after")
-        process = started(
-            "-m",
-            "tests.system.outage_process",
-            "ab123",
-            database_url=f"sqlite:///{database}",
-            settings=sandbox.settings,
-            stdout=PIPE,
-            stderr=PIPE,
-        )
-        with process as first:
+        with refreshing(database, sandbox) as first:
             gate.wait_until_processed(timeout=30)
             filler = fill(disk)
             gate.release()
             output, log = first.communicate(timeout=60)
         assert (output, "disk is full" in log) == ("OperationalError\n", True)
         filler.unlink()
-        with started(
-            "-m",
-            "tests.system.outage_process",
-            "ab123",
-            database_url=f"sqlite:///{database}",
-            settings=sandbox.settings,
-            stdout=PIPE,
-        ) as second:
+        with refreshing(database, sandbox) as second:
             assert second.communicate(timeout=60)[0] == "refreshed\n"
         assert list((disk / "spool").iterdir()) == []
     assert len(sandbox.token_requests) == 1
