@@ -312,7 +312,8 @@ class AttemptPool:
             credential = call.claim.credential
             if self._is_handed_over:
                 _select_table(call.result, call.select_tenant)
-            credential.is_suspect |= credential.application_id in self._suspects
+            if credential.application_id in self._suspects:
+                credential.is_suspect = True
             result = record_outcome(call.result, retry_delays=self._retry_delays)
         finally:
             self._under_way.discard(call)
