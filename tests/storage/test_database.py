@@ -492,7 +492,10 @@ def test_another_connections_lock_is_not_taken_for_the_callers(
     monkeypatch.setattr("django_infusionsoft.storage.database.LOCK_TIMEOUT_SECONDS", 0)
     connection.close()
     monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0)
-    with closing(sqlite3.connect(connection.settings_dict["NAME"])) as other, transaction.atomic():
+    database = sqlite3.connect(connection.settings_dict["NAME"])
+    with closing(database) as other, transaction.atomic(), own_connection("default"):
+        with own_transaction("default"):
+            names()  # SQLite may open no connection while the database is locked
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(DatabaseBusy) as error, own_transaction("default"):
             Group.objects.create(name="own")
