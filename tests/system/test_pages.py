@@ -119,7 +119,15 @@ def pages() -> dict[str, str]:
     }
 
 
-@pytest.fixture(params=[(WIDE, "light"), (WIDE, "dark"), (NARROW, "light"), (NARROW, "dark")])
+SCREENS = {
+    "wide-light": (WIDE, "light"),
+    "wide-dark": (WIDE, "dark"),
+    "narrow-light": (NARROW, "light"),
+    "narrow-dark": (NARROW, "dark"),
+}
+
+
+@pytest.fixture(params=SCREENS.values(), ids=list(SCREENS))
 def page(request: pytest.FixtureRequest, open_page: "Open", ana: User, accounts: None) -> "Page":
     """Open the list on a screen of this width, in these colours."""
     width, colours = request.param

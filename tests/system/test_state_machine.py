@@ -715,7 +715,7 @@ def test_no_grant_is_lost_in_random_orders(world: None, tmp_path: Path) -> None:
         run_state_machine_as_test(
             Model,
             settings=settings(
-                max_examples=int(EXAMPLES or (60 if connection.vendor == "sqlite" else 20)),
+                max_examples=int(EXAMPLES or (40 if connection.vendor == "sqlite" else 15)),
                 stateful_step_count=30,
                 derandomize=not EXAMPLES,
                 database=None,
