@@ -144,16 +144,9 @@ class _Adapter(HTTPAdapter):
 
 
 class _Adapters:
-    """One adapter at a time, shared by all threads of a process and never by two processes."""
+    """One adapter at a time, shared by all threads of a process."""
 
     def __init__(self) -> None:
-        self._forget()
-        if hasattr(os, "register_at_fork"):  # Windows has no fork
-            os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        # The adapter is not closed, since its sockets belong to the parent process. A new lock:
-        # the parent's thread that held the old one does not exist in the child.
         self._lock = threading.Lock()
         self._url, self._made_at = "", 0.0
 
@@ -169,7 +162,14 @@ class _Adapters:
             return self._adapter, self._settings
 
 
-_adapters = _Adapters()
+@cache
+def _adapters_of(process_id: int) -> _Adapters:
+    """Return a process's own adapters: its parent's sockets belong to the parent.
+
+    Those are kept, since closing them is not a child's business. So is their lock, whose thread
+    may not exist in the child.
+    """
+    return _Adapters()
 
 
 def post(
@@ -181,7 +181,7 @@ def post(
 
     :raises Exception: nothing was sent, or no reply was received; of many types.
     """
-    adapter, settings = _adapters.current(url)
+    adapter, settings = _adapters_of(os.getpid()).current(url)
     request = requests.Request("POST", url, headers=headers, data=body, auth=auth).prepare()
     timeout = conf.CONNECT_TIMEOUT_SECONDS, conf.READ_TIMEOUT_SECONDS
     return adapter.send(request, timeout=timeout, **settings)

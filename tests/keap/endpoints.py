@@ -2,6 +2,7 @@
 
 import datetime as dt
 import ipaddress
+import os
 import socket
 import ssl
 import threading
@@ -62,6 +63,33 @@ def read_head(connection: socket.socket) -> bytes:
             raise ConnectionError
         head += byte
     return head
+
+
+def naming(names: str) -> Serve:
+    """Reply to requests without a body: over each connection with the next of the names."""
+    unused = iter(names.encode())
+
+    def serve(connection: socket.socket) -> None:
+        name = bytes([next(unused)])
+        while True:
+            read_head(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + name)
+
+    return serve
+
+
+def in_child(function: Callable[[], bytes], fork: Callable[[], int] = os.fork) -> bytes:
+    """Return what the function returns in a forked process."""
+    reader, writer = os.pipe()
+    if (child := fork()) == 0:
+        try:
+            os.write(writer, function())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with open(reader, "rb") as pipe:  # noqa: PTH123
+        return pipe.read()
 
 
 def read_request(connection: socket.socket) -> bytes:

@@ -1,7 +1,5 @@
 """Requests are sent, unless a test has chosen another transport, and over own connections."""
 
-import os
-import socket
 from collections.abc import Callable
 
 import pytest
@@ -12,9 +10,7 @@ from requests.adapters import HTTPAdapter
 from django_infusionsoft.conf import conf
 from django_infusionsoft.keap.sessions import Session
 from django_infusionsoft.models import Credential
-from tests.keap.endpoints import listening, read_head
-
-REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
+from tests.keap.endpoints import in_child, listening, naming
 
 
 def with_default_adapter() -> Session:
@@ -27,35 +23,13 @@ def with_own_adapter() -> Session:
     return session
 
 
-def in_child(function: Callable[[], bytes]) -> bytes:
-    """Return what the function returns in a forked process."""
-    reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            os.write(writer, function())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with open(reader, "rb") as pipe:  # noqa: PTH123
-        return pipe.read()
-
-
 def pools_of(session: Session) -> list[object]:
     return [vars(adapter)["poolmanager"] for adapter in session.adapters.values()]
 
 
 @pytest.mark.parametrize("make", [with_default_adapter, with_own_adapter])
 def test_forked_process_gives_up_the_connections_of_a_session(make: Callable[[], Session]) -> None:
-    connections = iter(b"abc")
-
-    def serve(connection: socket.socket) -> None:
-        name = bytes([next(connections)])
-        while True:
-            read_head(connection)
-            connection.sendall(REPLY % (1, name))
-
-    with listening(serve) as port, make() as session:
+    with listening(naming("abc")) as port, make() as session:
 
         def ask() -> bytes:
             return session.get(f"http://127.0.0.1:{port}/").content

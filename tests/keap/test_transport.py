@@ -1,5 +1,6 @@
 """Calls to the token endpoint: timeouts, forked processes and threads."""
 
+import ctypes
 import os
 import threading
 import time
@@ -9,8 +10,9 @@ import pytest
 from django.test import override_settings
 
 from django_infusionsoft.exceptions import OutcomeUnknown, TemporarilyUnavailable
-from django_infusionsoft.keap import oauth
+from django_infusionsoft.keap import oauth, transport
 from django_infusionsoft.sandbox import Sandbox, faults
+from tests.keap.endpoints import in_child, listening, naming
 
 CLIENT = oauth.Client("sandbox-client", "sandbox-secret")
 SHORT_TIMEOUT = override_settings(INFUSIONSOFT_READ_TIMEOUT_SECONDS=0.3)
@@ -46,6 +48,19 @@ def test_call_without_a_reply_times_out_in_a_forked_process(
             os._exit(0)
     os.waitpid(child, 0)
     assert float((tmp_path / "waited").read_text()) < 4
+
+
+def test_forked_process_uses_connections_of_its_own() -> None:
+    """Even one that was forked without Python's knowledge, as by uWSGI."""
+    with listening(naming("abc")) as port:
+
+        def ask() -> bytes:
+            with transport.making(transport.Call()):
+                url = f"http://127.0.0.1:{port}/token"
+                return transport.post(url, "", headers={}, auth=None).content
+
+        replies = [ask(), in_child(ask), in_child(ask, fork=ctypes.PyDLL(None).fork), ask()]
+        assert replies == [b"a", b"b", b"c", b"a"]
 
 
 def test_nothing_is_sent_when_no_thread_can_be_started(

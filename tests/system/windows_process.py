@@ -14,7 +14,7 @@ from io import StringIO
 
 MISSING_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
 MISSING_NAMES = {
-    os: "O_DIRECTORY O_NOFOLLOW fchmod fork geteuid getuid killpg register_at_fork setsid statvfs",
+    os: "O_DIRECTORY O_NOFOLLOW fchmod fork geteuid getuid killpg setsid statvfs",
     signal: "SIGALRM SIGHUP SIGKILL SIGQUIT SIGUSR1 SIGUSR2 pthread_sigmask sigwait",
 }
 
