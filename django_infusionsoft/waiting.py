@@ -54,7 +54,7 @@ def _until(ends_at: float) -> Iterator[None]:
 
 
 @cache
-def threads_stand_still() -> bool:
+def threads_disabled() -> bool:
     """Whether threads run during requests only: in uWSGI without ``enable-threads``."""
     try:
         uwsgi = import_module("uwsgi")  # only uWSGI itself has it
@@ -62,7 +62,7 @@ def threads_stand_still() -> bool:
         return False
     if getattr(uwsgi, "has_threads", False):
         return False
-    logger.warning("threads_stand_still")
+    logger.warning("threads_disabled")
     return True
 
 

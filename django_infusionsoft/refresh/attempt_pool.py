@@ -37,10 +37,10 @@ from django_infusionsoft.exceptions import (
 from django_infusionsoft.keap.transport import Call
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.refresh import spool
-from django_infusionsoft.refresh.leases import Claim, release
+from django_infusionsoft.refresh.leases import Claim, persist_or_keep, release
 from django_infusionsoft.refresh.reporting import report
 from django_infusionsoft.refresh.sending import Attempt, give_up, send
-from django_infusionsoft.refresh.storing import AttemptResult, record_outcome
+from django_infusionsoft.refresh.storing import AttemptResult, record_outcome, spooled_error
 from django_infusionsoft.storage.credentials import alias_of, require_same_table
 from django_infusionsoft.storage.database import persist, retry_pauses, tenant_selector
 
@@ -82,10 +82,18 @@ class AttemptPool:
 
     :param wait_seconds: how long leaving the block waits, counted from now. After that, a thread
         stores and reports the rest, and the interpreter's exit waits for it.
+    :param on_end: called once everything is stored and reported, perhaps in that thread.
     """
 
-    def __init__(self, concurrency: int, *, wait_seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        concurrency: int,
+        *,
+        wait_seconds: float = math.inf,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
         self._concurrency = concurrency
+        self._on_end = on_end
         self._leave_at = elapsed.monotonic() + wait_seconds
         self._is_handed_over = False
         self._threads = 0
@@ -179,6 +187,8 @@ class AttemptPool:
                     if step == self._finish:
                         continue  # with the next attempt
                 break
+        if is_in_thread or not self._is_handed_over:
+            self._on_end()
         worst = max(errors, key=lambda each: not isinstance(each, Exception), default=None)
         if worst is not None and worst is not error:
             raise worst
@@ -346,13 +356,12 @@ def _select_table(attempt: Attempt, select_tenant: Callable[[], None]) -> None:
     """
     credential, reply = attempt.credential, attempt.reply
     select_tenant()
-    persist(
-        alias_of(credential),
-        partial(require_same_table, credential),
-        what=f"credential={credential.pk} account={credential.account}",
-        fsync=reply.fsync if isinstance(reply, spool.SpooledPair) else lambda: False,
-        is_pair=isinstance(reply, spool.SpooledPair),
-    )
+    check = partial(require_same_table, credential)
+    if isinstance(reply, spool.SpooledPair):
+        who = f"credential={credential.pk} account={credential.account}"
+        persist(alias_of(credential), check, what=who, fsync=reply.fsync)
+    else:
+        persist_or_keep(spooled_error(attempt, reply), credential, check, None)
 
 
 def _affects_all(reply: object) -> bool:

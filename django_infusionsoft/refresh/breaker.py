@@ -166,19 +166,24 @@ def require_closed(alias: str, application: Application | None) -> None:
     )
 
 
-def probe_all(alias: str, *, may_send: bool, is_over: Callable[[], bool]) -> tuple[int, bool]:
+def count_blocked(alias: str) -> int:
+    """Return how many applications are blocked."""
+    with own_transaction(alias):
+        return blocked(alias).count()
+
+
+def probe_all(alias: str, *, is_over: Callable[[], bool]) -> tuple[int, bool]:
     """Probe the blocked applications whose probes are due, the first due first.
 
     Ends at the first one that Keap leaves waiting: all applications have the same token endpoint.
 
-    :param may_send: if false, the applications are only counted.
     :param is_over: called after each probe; if it returns true, no more are sent.
     :returns: how many are still blocked, and whether Keap left a probe waiting.
     """
     with own_transaction(alias):
         found = list(blocked(alias).order_by("probe_at", "pk"))
     count, hanging_seconds, is_hanging = len(found), _hanging_seconds(), False
-    for state in found if may_send else ():
+    for state in found:
         if _is_distrusted(state):
             continue
         started = elapsed.monotonic()

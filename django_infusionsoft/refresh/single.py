@@ -189,14 +189,11 @@ def _renew_access_token(credential: CredentialRow) -> None:
 def _carry_out(credential: CredentialRow, claimed: Claim) -> None:
     """Present the claimed refresh token, and update the caller's instance with the result."""
     seconds = _prepare(credential, claimed)
-    try:
-        # In a thread: a signal may raise an exception in this one, such as Celery's soft time
-        # limit. The answer is read and stored before that exception continues.
-        with AttemptPool(1, wait_seconds=seconds) as pool:
-            pool.start(claimed)
-            result = next(pool.results(timeout_seconds=seconds), None)
-    finally:
-        _end_of(credential).set()
+    # In a thread: a signal may raise an exception in this one, such as Celery's soft time limit.
+    # The answer is read and stored before that exception continues.
+    with AttemptPool(1, wait_seconds=seconds, on_end=_end_of(credential).set) as pool:
+        pool.start(claimed)
+        result = next(pool.results(timeout_seconds=seconds), None)
     if result is None:
         raise TemporarilyUnavailable(
             f"Keap has not replied for {conf.WAIT_SECONDS:g} seconds. Its reply will be stored "
@@ -233,7 +230,7 @@ def _seconds_to_stay(credential: CredentialRow) -> float:
 
     To the end if a thread cannot store the reply, or would be stopped in between.
     """
-    if is_in_testcase(alias_of(credential)) or waiting.threads_stand_still():
+    if is_in_testcase(alias_of(credential)) or waiting.threads_disabled():
         return math.inf
     if waiting.process_ends_without_threads():
         return math.inf

@@ -401,17 +401,20 @@ def _persist(
     retry_delays: Iterator[float] | None,
 ) -> T:
     """Let ``write`` commit on its own. If the database stays away, keep the error in the spool."""
-    credential = attempt.credential
-    key = spool_key(credential, attempt.generation, attempt.fingerprint)
-    spooled = spool.SpooledError(
-        key,
+    spooled = spooled_error(attempt, error)
+    return persist_or_keep(spooled, attempt.credential, write, retry_delays)
+
+
+def spooled_error(attempt: Attempt, error: InfusionsoftError) -> spool.SpooledError:
+    """Return an attempt's outcome as it is written to the spool."""
+    return spool.SpooledError(
+        spool_key(attempt.credential, attempt.generation, attempt.fingerprint),
         error,
         attempt.lease_id,
         attempt.due_at,
         after_401=attempt.after_401,
         again=attempt.again,
     )
-    return persist_or_keep(spooled, credential, write, retry_delays)
 
 
 def correct_abandoned(row: QuerySet[CredentialRow], spooled: spool.SpooledError) -> bool:

@@ -102,12 +102,7 @@ class Sweep:
         if must_probe:
             if ahead:
                 return  # answers must not wait for a probe
-            self.run.stopped, is_hanging = breaker.probe_all(
-                self.due.db,
-                may_send=not self.is_hanging,
-                is_over=lambda: not self._should_continue(),
-            )
-            self.is_hanging |= is_hanging
+            self._probe()
             self.pool.resume()
             self.must_probe = False
             if self.run.ended != Ended.DONE:  # probes take time
@@ -119,6 +114,15 @@ class Sweep:
         for claim in claims:
             report_previous(claim)
         self._reserve(claims)
+
+    def _probe(self) -> None:
+        """Probe the blocked applications, and count those that stay blocked."""
+        if self.is_hanging:
+            self.run.stopped = breaker.count_blocked(self.due.db)
+            return
+        self.run.stopped, self.is_hanging = breaker.probe_all(
+            self.due.db, is_over=lambda: not self._should_continue()
+        )
 
     def _reserve(self, claims: list[Claim]) -> None:
         """Reserve a slot for each of the new claims."""
@@ -206,9 +210,7 @@ class Sweep:
             return True
         if self._is_anything_due():
             # Not only those of the last probe: rejections in a row block an application, too.
-            self.run.stopped, _ = breaker.probe_all(
-                self.due.db, may_send=False, is_over=lambda: True
-            )
+            self.run.stopped = breaker.count_blocked(self.due.db)
             if self.run.stopped:
                 self.run.ended = Ended.KEAP
         return False

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from django.db import (
     DatabaseError,
@@ -129,9 +130,13 @@ def database_name(alias: str) -> str:
 def is_on_disk_of(alias: str, folder: Path) -> bool:
     """Whether the database is a file on the same disk. A server's disk is unknown."""
     connection = connections[alias]
+    if connection.vendor != "sqlite":
+        return False
+    name = str(connection.settings_dict["NAME"])
+    # SQLite takes URIs, too: https://www.sqlite.org/uri.html
+    file = unquote(urlsplit(name).path) if name.startswith("file:") else name
     try:
-        database = Path(connection.settings_dict["NAME"])
-        return connection.vendor == "sqlite" and database.stat().st_dev == folder.stat().st_dev
+        return Path(file).stat().st_dev == folder.stat().st_dev
     except OSError:  # a database in memory
         return False
 
@@ -310,13 +315,10 @@ def persist(
                     return write()
             except (AnotherSession, LockedByCaller):
                 raise  # every retry would find the same
-            except (OperationalError, InterfaceError, InternalError, DatabaseBusy):
+            except (OperationalError, InterfaceError, InternalError, DatabaseBusy) as error:
                 if connections[alias].needs_rollback:
                     raise  # a TestCase's transaction, to which nothing can be written any more
-                if is_pair:
-                    logger.exception("pair_not_stored_yet %s", what)
-                else:
-                    logger.exception("outcome_not_stored_yet %s", what)
+                _log_delay(what, error, is_pair=is_pair)
                 is_safe = is_safe or fsync()
                 close_idle_connection(alias)
                 shared = retry_delays if is_safe or not is_pair else None
@@ -326,6 +328,13 @@ def persist(
     except BaseException:
         _log_failure(what, is_pair=is_pair, is_safe=is_safe or fsync())
         raise
+
+
+def _log_delay(what: str, error: Exception, *, is_pair: bool) -> None:
+    if is_pair:
+        logger.error("pair_not_stored_yet %s", what, exc_info=error)
+    else:
+        logger.error("outcome_not_stored_yet %s", what, exc_info=error)
 
 
 def _log_failure(what: str, *, is_pair: bool, is_safe: bool) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,11 @@ from django.utils import timezone
 from django_infusionsoft import waiting
 from django_infusionsoft.exceptions import InfusionsoftError, TemporarilyUnavailable
 from django_infusionsoft.models import Credential
+from django_infusionsoft.refresh import attempt_pool, single
+from django_infusionsoft.refresh.spool import OUTCOME
 from django_infusionsoft.sandbox import Sandbox, faults
-from tests.support import failing_updates, row, run
+from django_infusionsoft.storage import database
+from tests.support import end_leases, failing_updates, row, run, threads
 
 LIMIT_SECONDS = 1.0
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -94,6 +98,46 @@ def test_failure_is_stored_when_the_caller_has_left(sandbox: Sandbox, expired: C
     gate.release()
     wait_for_store()
     assert (row(expired).failures, row(expired).lease_until) == (1, None)
+
+
+def test_failure_is_kept_in_the_spool_when_the_database_is_away_too(
+    sandbox: Sandbox, expired: Credential, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(credential: Credential) -> None:
+        raise OperationalError("the database is away")
+
+    gate = faults.Gate("before")
+    sandbox.plan(faults.hold(gate) | faults.error_500())
+    with pytest.raises(TemporarilyUnavailable):
+        expired.get_access_token()
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "RETRY_PAUSES", ())
+        patch.setattr(attempt_pool, "require_same_table", fail)
+        gate.release()
+        wait_for_store()
+    assert [path.suffix for path in spool.iterdir()] == [OUTCOME]
+    end_leases()
+    run()
+    assert (row(expired).failures, row(expired).unanswered_attempts) == (1, 0)
+    assert list(spool.iterdir()) == []
+
+
+def test_waiting_caller_is_woken_when_the_reply_is_stored_after_the_first_has_left(
+    sandbox: Sandbox, expired: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait() -> str:
+        with waiting.limited(30):
+            return row(expired).get_access_token()
+
+    monkeypatch.setattr(single, "POLL_SECONDS", 60)
+    gate = sandbox.hold("after")
+    with threads(1) as start:
+        with pytest.raises(TemporarilyUnavailable):
+            expired.get_access_token()
+        waiter = start(wait)
+        time.sleep(0.5)
+        gate.release()
+        assert waiter.result(10) == row(expired).access_token
 
 
 def test_valid_access_token_is_returned_after_the_limit(
@@ -192,7 +236,7 @@ def test_caller_waits_to_the_end_in_uwsgi_without_threads(
     waits: bool,
 ) -> None:
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=has_threads))
-    waiting.threads_stand_still.cache_clear()
+    waiting.threads_disabled.cache_clear()
     answered_late(sandbox)
     try:
         if waits:
@@ -201,7 +245,7 @@ def test_caller_waits_to_the_end_in_uwsgi_without_threads(
             with pytest.raises(TemporarilyUnavailable):
                 expired.get_access_token()
     finally:
-        waiting.threads_stand_still.cache_clear()
+        waiting.threads_disabled.cache_clear()
     wait_for_store()
     assert row(expired).generation == 2
 
@@ -237,7 +281,7 @@ def test_claim_is_released_when_nothing_can_be_sent(
         raise ValueError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(waiting, "threads_stand_still", fail)
+        patch.setattr(waiting, "threads_disabled", fail)
         with pytest.raises(ValueError, match="a bug"):
             expired.get_access_token()
     assert row(expired).lease_until is None

@@ -7,7 +7,9 @@ from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import Group
@@ -32,6 +34,7 @@ from django_infusionsoft.storage.database import (
     BEGIN_THREAD,
     DatabaseNow,
     close_own_connection,
+    is_on_disk_of,
     own_connection,
     own_transaction,
     persist,
@@ -745,3 +748,16 @@ def test_transaction_can_be_rolled_back_when_an_update_fails(
             update_row("default", Credential, {"status": None}, where={"id": credential.pk})
         assert transaction.get_rollback()
     assert written_columns(credential)["status"] == "connected"
+
+
+@pytest.mark.parametrize("name", ["{}", "file:{}", "file:{}?mode=rw&cache=private"])
+def test_file_of_sqlite_is_found_by_each_form_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("SQLite alone is a file")
+    file = tmp_path / "a site.sqlite3"
+    file.touch()
+    path = str(file) if name == "{}" else quote(str(file))
+    monkeypatch.setitem(connection.settings_dict, "NAME", name.format(path))
+    assert is_on_disk_of("default", tmp_path)
