@@ -1,5 +1,6 @@
 """The app's exceptions, by what the caller must do: configure, reconnect, or retry later."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -56,8 +57,8 @@ class TemporarilyUnavailable(InfusionsoftError):
         self.retry_after = retry_after
 
 
-class RateLimited(TemporarilyUnavailable):
-    """Keap asks for fewer requests of this application (HTTP 429), for all its credentials."""
+class RefreshesLimited(TemporarilyUnavailable):
+    """The token endpoint asks for fewer requests of this application (HTTP 429)."""
 
 
 class OutcomeUnknown(TemporarilyUnavailable):
@@ -97,3 +98,81 @@ class AnotherSession(DatabaseBusy):
 
 class LockedByCaller(DatabaseBusy):
     """The caller's transaction has locked the SQLite database, so nothing else can be written."""
+
+
+class ApiError(InfusionsoftError):
+    """Keap's API did not do what a call asked for. It holds no access token.
+
+    ``response.request`` has neither an access token nor a stream.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int | None = None,
+        code: str = "",
+        details: Sequence[Any] = (),
+        response: Any = None,
+        quota: Any = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """
+        :param message: Keap's own, or why there is no answer.
+        :param status: the HTTP status; ``None`` without an answer.
+        :param code: the ``code`` of a JSON answer, or the ``errorcode`` of a gateway's fault
+            (keap-facts 6 and 7); empty if there is none, as in v1.
+        :param details: the items that v2 adds: objects with ``domain`` and ``resource``.
+        :param response: of the HTTP client, such as a ``requests.Response``; ``None`` without one.
+        :param quota: what the answer says about the quotas; ``None`` without an answer.
+        :param retry_after: seconds until a repeat makes sense, if Keap named a time.
+        """
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.details = details
+        self.response = response
+        self.quota = quota
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return self.message
+        return f"Keap's API responded with HTTP {self.status}: {self.message}"
+
+
+class NotFound(ApiError):
+    """The object does not exist (HTTP 404)."""
+
+
+class Forbidden(ApiError):
+    """The user who authorized the account lacks a permission, or its edition a feature (403)."""
+
+
+class Invalid(ApiError):
+    """The request has a wrong value (HTTP 400, 409, 413, 414, 415 or 422): correct it first."""
+
+
+class RateLimited(ApiError, TemporarilyUnavailable):
+    """A quota is used up, or too many requests came at once (HTTP 429). Keap has done nothing."""
+
+
+class ApiUnavailable(ApiError, TemporarilyUnavailable):
+    """The API is down, or did not answer in time. Keap has changed nothing."""
+
+
+class WriteUnconfirmed(ApiError):
+    """The answer to a POST, PUT, PATCH or DELETE was lost: Keap may have acted on the request.
+
+    Find out before you repeat it. ``status`` is 500 or more if a gateway or the API failed, and
+    ``None`` if there was no answer.
+    """
+
+
+class PartialFailure(ApiError):
+    """Keap did a part of what a call asked for; ``failures`` are the items that failed."""
+
+    def __init__(self, message: str = "", *, failures: Sequence[Any] = (), **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.failures = failures

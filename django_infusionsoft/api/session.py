@@ -5,10 +5,12 @@ from typing import Any, Final
 
 import requests
 from requests.auth import AuthBase
+from requests.hooks import default_hooks
 from requests.utils import rewind_body
 
+from django_infusionsoft.api.errors import error_for
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import ReplacedRecently
+from django_infusionsoft.exceptions import ApiError, ReplacedRecently
 from django_infusionsoft.keap.sessions import Session
 from django_infusionsoft.keap.urls import resolve
 from django_infusionsoft.redaction import Secret, clears_locals
@@ -17,6 +19,7 @@ from django_infusionsoft.storage.credentials import CredentialRow
 
 BEARER: Final = "Bearer "
 UNKNOWN: Final = "unknown"
+SECRET_HEADERS: Final = ("Authorization", "Proxy-Authorization", "X-Keap-API-Key", "Cookie")
 
 
 class BearerAuth(AuthBase):
@@ -113,10 +116,57 @@ class CredentialSession(Session):
         return super().request(*args, **kwargs)
 
     @clears_locals
+    def call(self, method: str, url: str, **kwargs: Any) -> Any:
+        """Return the decoded JSON of an answer; ``None`` if it has no body.
+
+        :param kwargs: as ``request()``, such as ``params`` and ``json``.
+        :raises ApiError: any other answer than a success with JSON, in one of its subclasses.
+        :raises InfusionsoftError: there is no valid access token.
+        """
+        response = self.request(method, url, **kwargs)
+        if not 200 <= response.status_code < 300:
+            raise error_of(response)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise ApiError(
+                "The answer is not JSON.",
+                status=response.status_code,
+                response=without_secrets(response),
+            ) from None
+
+    @clears_locals
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = (conf.CONNECT_TIMEOUT_SECONDS, conf.READ_TIMEOUT_SECONDS)
         return super().send(request, **kwargs)
+
+
+def error_of(response: requests.Response) -> ApiError:
+    """Return the exception for a response that is not a success."""
+    return error_for(
+        str(response.request.method),
+        response.status_code,
+        response.headers,
+        response.content,
+        response=without_secrets(response),
+    )
+
+
+def without_secrets(response: requests.Response) -> requests.Response:
+    """Return a copy that can be pickled and reported: without access tokens and streams."""
+    request = response.request.copy()
+    for name in SECRET_HEADERS:
+        request.headers.pop(name, None)
+    request.hooks = default_hooks()  # of which one has the credential
+    if _is_stream(request.body):
+        request.body = None
+    copied = copy(response)  # with its content, and without its connection
+    copied.request = request
+    copied.history = [without_secrets(each) for each in response.history]
+    return copied
 
 
 def _can_repeat(request: requests.PreparedRequest) -> bool:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
@@ -32,10 +30,11 @@ from django_infusionsoft.exceptions import (
     GrantRejected,
     InfusionsoftError,
     OutcomeUnknown,
-    RateLimited,
+    RefreshesLimited,
     TemporarilyUnavailable,
 )
 from django_infusionsoft.keap import transport
+from django_infusionsoft.keap.headers import retry_after
 from django_infusionsoft.redaction import Secret, clears_locals
 
 # A token reply has some 300 bytes.
@@ -141,7 +140,7 @@ def refresh(client: Client, refresh_token: str, call: transport.Call | None = No
     :raises ClientRejected: the client id or secret is wrong; the refresh token was not checked.
     :raises OutcomeUnknown: the request was sent, but no complete reply was received.
     :raises GatewayFailed: a gateway replied in Keap's place.
-    :raises RateLimited: Keap asks for fewer requests.
+    :raises RefreshesLimited: Keap asks for fewer requests.
     :raises TemporarilyUnavailable: Keap could not be reached or returned an error.
     """
     body = _refresh_body(client, refresh_token)
@@ -372,22 +371,10 @@ def _error(reply: dict[str, Any]) -> tuple[str, str]:
 def _unavailable(response: requests.Response, what: str) -> TemporarilyUnavailable:
     status, kind = response.status_code, TemporarilyUnavailable
     if status == 429:
-        kind = RateLimited
+        kind = RefreshesLimited
     elif status in (502, 504) or (status < 300 and what == UNRECOGNIZED):
         kind = GatewayFailed
     return kind(
         f"Keap's token endpoint responded with HTTP {status}, {what}.",
-        retry_after=_retry_after(response.headers.get("Retry-After", "")),
+        retry_after=retry_after(response.headers),
     )
-
-
-def _retry_after(value: str) -> float | None:
-    """Return seconds from now: RFC 9110 section 10.2.3 allows seconds or a date."""
-    try:
-        if value.strip().isdecimal():
-            seconds = float(value)
-        else:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return None
-    return min(max(seconds, 0.0), 86_400.0)

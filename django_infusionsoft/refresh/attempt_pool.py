@@ -27,8 +27,8 @@ from django_infusionsoft.exceptions import (
     DatabaseBusy,
     DecryptionError,
     OutcomeUnknown,
-    RateLimited,
     ReauthorizationRequired,
+    RefreshesLimited,
     RefreshInProgress,
     RejectionDoubted,
     SpoolError,
@@ -368,4 +368,4 @@ def _affects_all(reply: object) -> bool:
     """Whether the cause of one attempt's failure may make the next one fail as well."""
     if isinstance(reply, DecryptionError | SpoolError):
         return False
-    return isinstance(reply, ConfigurationError | OutcomeUnknown | RateLimited)
+    return isinstance(reply, ConfigurationError | OutcomeUnknown | RefreshesLimited)

@@ -27,8 +27,8 @@ from django_infusionsoft.exceptions import (
     GrantRejected,
     InfusionsoftError,
     OutcomeUnknown,
-    RateLimited,
     ReauthorizationRequired,
+    RefreshesLimited,
     RefreshInProgress,
     RejectionDoubted,
     SpoolError,
@@ -359,7 +359,7 @@ def _report_to_breaker(attempt: Attempt, error: InfusionsoftError) -> bool:
     """Pass the error to the breaker; return False if it concerns only this credential."""
     credential = attempt.credential
     is_configuration = outcome_of(error) == Outcome.MISCONFIGURED
-    is_relevant = is_configuration or isinstance(error, OutcomeUnknown | RateLimited)
+    is_relevant = is_configuration or isinstance(error, OutcomeUnknown | RefreshesLimited)
     if attempt.is_from_spool or not is_relevant:
         return True
     try:

@@ -95,12 +95,12 @@ what Keap does                    outcome        raises                   row   
 403                               unavailable    TemporarilyUnavailable   connected  old         yes      refreshed
 403 client_id_not_approved        misconfigured  ClientRejected           connected  old         no       refreshed
 404                               unavailable    TemporarilyUnavailable   connected  old         yes      refreshed
-429 quota                         unavailable    RateLimited              connected  old         yes      refreshed
-429 quota, Retry-After 600        unavailable    RateLimited              connected  old         yes      refreshed
-429 quota, Retry-After a date     unavailable    RateLimited              connected  old         yes      refreshed
-429 spike                         unavailable    RateLimited              connected  old         yes      refreshed
-429 spike, Retry-After 600        unavailable    RateLimited              connected  old         yes      refreshed
-429 spike, Retry-After a date     unavailable    RateLimited              connected  old         yes      refreshed
+429 quota                         unavailable    RefreshesLimited         connected  old         yes      refreshed
+429 quota, Retry-After 600        unavailable    RefreshesLimited         connected  old         yes      refreshed
+429 quota, Retry-After a date     unavailable    RefreshesLimited         connected  old         yes      refreshed
+429 spike                         unavailable    RefreshesLimited         connected  old         yes      refreshed
+429 spike, Retry-After 600        unavailable    RefreshesLimited         connected  old         yes      refreshed
+429 spike, Retry-After a date     unavailable    RefreshesLimited         connected  old         yes      refreshed
 500                               unavailable    TemporarilyUnavailable   connected  old         yes      refreshed
 500, HTML                         unavailable    TemporarilyUnavailable   connected  old         yes      refreshed
 500, empty                        unavailable    TemporarilyUnavailable   connected  old         yes      refreshed
