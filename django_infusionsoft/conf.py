@@ -171,6 +171,18 @@ class Conf:
         "together",
         _positive,
     )
+    MAX_WAIT_SECONDS = Setting(
+        10.0,
+        "how long a call of ``session()`` takes at most: a refresh, repeats, pauses and the "
+        "answer together",
+        _positive,
+    )
+    RESPONSE_TIMEOUT_SECONDS = Setting(
+        120.0, "how long one answer of the API takes at most, from the request on", _positive
+    )
+    MAX_RESPONSE_BYTES = Setting(
+        64 * 1024 * 1024, "how large an answer of the API is at most, decompressed", _positive
+    )
     EXPIRY_LEEWAY_SECONDS = Setting(
         300.0,
         "how long before its expiry an access token is refreshed on use; at most a tenth of "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from django.db import models, router
 
 from django_infusionsoft import elapsed, waiting
+from django_infusionsoft.api.auth import BearerAuth
 from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import Status
 from django_infusionsoft.connect import connection_check, grants, importer, profiles
@@ -288,7 +289,7 @@ class Credential(CredentialRow):
         return single.get_access_token(self)
 
     @alters_data
-    def replace_access_token(self, rejected: str) -> str:
+    def access_token_instead_of(self, rejected: str) -> str:
         """Return another access token than the one that the API has just rejected.
 
         Take it from the row if another process has refreshed meanwhile; otherwise refresh once.
@@ -333,9 +334,36 @@ class Credential(CredentialRow):
         """
         return connection_check.test(self, user=user)
 
-    def session(self) -> CredentialSession:
-        """Return a ``requests.Session`` for this account."""
-        return CredentialSession(self)
+    def session(
+        self,
+        *,
+        max_wait: float | None = None,
+        response_timeout: float | None = None,
+        max_response_bytes: int | None = None,
+    ) -> CredentialSession:
+        """Return a ``requests.Session`` for this account.
+
+        :param max_wait: how many seconds a call takes at most: a refresh, repeats, pauses and the
+            answer together. By default ``INFUSIONSOFT_MAX_WAIT_SECONDS``.
+        :param response_timeout: how many seconds one answer takes at most. By default
+            ``INFUSIONSOFT_RESPONSE_TIMEOUT_SECONDS``.
+        :param max_response_bytes: how large an answer is at most, decompressed. By default
+            ``INFUSIONSOFT_MAX_RESPONSE_BYTES``.
+        """
+        return CredentialSession(
+            self,
+            max_wait=max_wait,
+            response_timeout=response_timeout,
+            max_response_bytes=max_response_bytes,
+        )
+
+    @property
+    def auth(self) -> BearerAuth:
+        """The access token for a ``requests`` session of your own: ``session.auth = …``.
+
+        It is sent to Keap only, and replaced once after a 401.
+        """
+        return BearerAuth(self)
 
     @alters_data
     def fetch_profile(self) -> Credential:

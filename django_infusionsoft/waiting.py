@@ -32,6 +32,13 @@ def limited(seconds: float | None = None) -> Iterator[None]:
 
 
 @contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Let the block wait this long, or less if it is in a block with a shorter limit."""
+    with _until(elapsed.monotonic() + min(seconds, seconds_left())):
+        yield
+
+
+@contextmanager
 def to_the_end() -> Iterator[None]:
     """Let the block wait as long as it takes: for commands and runs, without a request."""
     with _until(math.inf):

@@ -14,7 +14,7 @@ from django_infusionsoft.exceptions import (
     RateLimited,
     WriteUnconfirmed,
 )
-from django_infusionsoft.keap.headers import retry_after
+from django_infusionsoft.keap.headers import quota_reset, retry_after
 
 # RFC 9110 section 9.2.1: these change nothing.
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -48,8 +48,14 @@ def error_for(
         code=answer.code,
         details=answer.details,
         response=response,
-        retry_after=retry_after(headers),
+        retry_after=wait_for(headers),
     )
+
+
+def wait_for(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds to wait by the headers of an answer; ``None`` if they do not say."""
+    seconds = retry_after(headers)
+    return quota_reset(headers) if seconds is None else seconds
 
 
 def _kind(method: str, status: int) -> type[ApiError]:

@@ -84,9 +84,9 @@ def _ask(credential: CredentialRow) -> Answer:
     single.get_access_token(credential)
     started_at = elapsed.monotonic()
     try:
-        with CredentialSession(credential) as session:
-            timeout = userinfo.timeout(TIMEOUT_SECONDS)
-            response = session.get(userinfo.USER_PATH, timeout=timeout, allow_redirects=False)
+        timeout = userinfo.timeout(TIMEOUT_SECONDS)
+        session = CredentialSession(credential, repeats=False)
+        response = session.get(userinfo.USER_PATH, timeout=timeout, allow_redirects=False)
     except requests.RequestException as error:
         kind = type(error).__name__
         raise TemporarilyUnavailable(f"Keap's API cannot be reached ({kind}).") from error

@@ -11,7 +11,7 @@ import requests
 from django.db import Error, IntegrityError, transaction
 from django.db.models import F
 
-from django_infusionsoft.api.session import BearerAuth, CredentialSession
+from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import EventKind, Status
 from django_infusionsoft.exceptions import DatabaseBusy, InfusionsoftError, SpoolError
 from django_infusionsoft.keap import userinfo
@@ -60,9 +60,9 @@ def fetch(credential: CredentialRow) -> Profile:
     user: Mapping[str, Any] = {}
     company: Mapping[str, Any] = {}
     failures = requests.RequestException, InfusionsoftError
-    with CredentialSession(credential) as session, suppress(*failures):
-        # A name is not worth a refresh after a 401.
-        session.auth = BearerAuth(credential, survives_401=False)
+    # A name is not worth a refresh after a 401.
+    session = CredentialSession(credential, replaces_rejected=False, repeats=False)
+    with suppress(*failures):
         user = _get(session, USER_PATH) or _get(session, "v1/oauth/connect/userinfo")
         company = _get(session, "v1/account/profile")
     return _profile(user, company)

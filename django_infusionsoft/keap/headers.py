@@ -24,3 +24,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except (ValueError, TypeError):
         return None
     return min(max(seconds, 0.0), LONGEST_SECONDS)
+
+
+def quota_reset(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds until the day's quota is renewed, a day at most, if it is used up.
+
+    ``None`` if it is not, or if Keap does not say so (keap-facts 6).
+    """
+    if headers.get("x-keap-product-quota-available", "").strip() != "0":
+        return None
+    expires_at = headers.get("x-keap-product-quota-expiry-time", "").strip()
+    if not expires_at.isdecimal():
+        return None
+    seconds = int(expires_at) / 1000 - datetime.now(UTC).timestamp()
+    return min(max(seconds, 0.0), LONGEST_SECONDS)

@@ -35,6 +35,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.keap import transport
 from django_infusionsoft.keap.headers import retry_after
+from django_infusionsoft.keap.sent import Call, making
 from django_infusionsoft.redaction import Secret, clears_locals
 
 # A token reply has some 300 bytes.
@@ -129,7 +130,7 @@ def exchange_code(client: Client, *, code: str, redirect_uri: str) -> TokenPair:
 
 
 @clears_locals
-def refresh(client: Client, refresh_token: str, call: transport.Call | None = None) -> TokenPair:
+def refresh(client: Client, refresh_token: str, call: Call | None = None) -> TokenPair:
     """Present ``refresh_token`` once (RFC 6749 section 6); Basic authentication, no other fields.
 
     There is no limit for headers that arrive byte by byte: call it in a thread that can be left.
@@ -144,7 +145,7 @@ def refresh(client: Client, refresh_token: str, call: transport.Call | None = No
     :raises TemporarilyUnavailable: Keap could not be reached or returned an error.
     """
     body = _refresh_body(client, refresh_token)
-    return _post(call or transport.Call(), body, client, is_rejected=_is_rejected_refresh_token)
+    return _post(call or Call(), body, client, is_rejected=_is_rejected_refresh_token)
 
 
 @clears_locals
@@ -162,7 +163,7 @@ def probe(client: Client) -> None:
         _in_time(lambda call: _post(call, body, client, is_rejected=lambda *_: True))
 
 
-def give_up(call: transport.Call) -> InfusionsoftError:
+def give_up(call: Call) -> InfusionsoftError:
     """Stop waiting for a call, and return its error."""
     call.give_up()
     return _failure(call, requests.Timeout())
@@ -193,12 +194,12 @@ def _basic(client: Client) -> HTTPBasicAuth:
     return HTTPBasicAuth(client.client_id.encode(), client.client_secret.encode())
 
 
-def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
+def _in_time(ask: Callable[[Call], TokenPair]) -> TokenPair:
     """Call ``ask`` in a thread; wait for the longest call at most, or as long as the caller may.
 
     The timeouts of the socket do not limit headers that arrive byte by byte.
     """
-    call, reply = transport.Call(), Future[TokenPair]()
+    call, reply = Call(), Future[TokenPair]()
 
     def run() -> None:
         try:
@@ -217,7 +218,7 @@ def _in_time(ask: Callable[[transport.Call], TokenPair]) -> TokenPair:
 
 
 def _post(
-    call: transport.Call,
+    call: Call,
     body: Callable[[], str],
     client: Client | None,
     *,
@@ -231,11 +232,11 @@ def _post(
     # Not an OAuth2Session: it raises if the scope in the reply differs, logs headers and body at
     # DEBUG level, and allows http:// on a loopback host only for the whole process.
     try:
-        with transport.making(call):
+        with making(call):
             auth = _basic(client) if client else None
             response = transport.post(conf.TOKEN_URL, body(), headers=FORM_HEADERS, auth=auth)
             with response:
-                content = transport.read(response.raw, MAX_REPLY_BYTES)
+                content = transport.read_reply(response.raw, MAX_REPLY_BYTES)
     except InfusionsoftError:
         raise
     except Exception as error:  # noqa: BLE001  # proxies, certificates and names raise many kinds
@@ -243,7 +244,7 @@ def _post(
     return _judge(response, content, is_rejected)
 
 
-def _failure(call: transport.Call, error: Exception) -> InfusionsoftError:
+def _failure(call: Call, error: Exception) -> InfusionsoftError:
     """Return the exception to raise, depending on whether anything was sent."""
     host = "the token endpoint"
     with suppress(ConfigurationError):  # changed during the call; its outcome must be recorded
@@ -274,10 +275,10 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 def _judge(
-    response: requests.Response, content: bytes, is_rejected: Callable[[str, str], bool]
+    response: requests.Response, content: bytes | None, is_rejected: Callable[[str, str], bool]
 ) -> TokenPair:
     """Return the token pair of a reply, or raise its error (keap-facts 2.3)."""
-    if len(content) > MAX_REPLY_BYTES:
+    if content is None:
         raise _unavailable(response, "which is too large for a token response")
     reply = _parse(content)
     if response.ok and (pair := _token_pair(reply)):

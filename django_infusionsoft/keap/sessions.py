@@ -6,11 +6,16 @@ classes are still there, and so is what tools for tests and tracing change in th
 """
 
 import os
+from collections import OrderedDict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import requests
 from requests.adapters import BaseAdapter
+from requests.cookies import RequestsCookieJar
+from requests.hooks import default_hooks
 from requests.sessions import SessionRedirectMixin
+from requests.utils import default_headers
 
 if TYPE_CHECKING:
     from requests import Session as OriginalSession
@@ -31,17 +36,35 @@ else:
 __all__ = ["HTTPAdapter", "Session"]
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    return vars(OriginalSession())
+
+
 class Session(OriginalSession):
     """A session whose requests are sent, over connections of this process."""
 
     # The process that may have connections; 0 after unpickling.
     _pid = 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.mount("https://", HTTPAdapter())
-        self.mount("http://", HTTPAdapter())
+    def __init__(self, adapter: BaseAdapter | None = None) -> None:
+        """:param adapter: sends the requests; by default adapters of the session's own."""
+        if adapter is None:
+            super().__init__()
+        else:
+            self._set_defaults()
+        self.mount("https://", adapter or HTTPAdapter())
+        self.mount("http://", adapter or HTTPAdapter())
         self._pid = os.getpid()
+
+    def _set_defaults(self) -> None:
+        """Do what ``__init__()`` does, without the adapters that it makes, which take longer."""
+        vars(self).update(_defaults())
+        self.headers = default_headers()  # type: ignore[assignment]  # as requests does
+        self.hooks = default_hooks()
+        self.proxies, self.params = {}, {}
+        self.cookies = RequestsCookieJar()
+        self.adapters = OrderedDict()
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         if self._pid != os.getpid():

@@ -57,8 +57,12 @@ def is_same_origin(url: str, other: str) -> bool:
     return _origin(_split(url)) == _origin(_split(other))
 
 
-def foreign_host(host: str | None) -> ConfigurationError:
-    """Return the exception for a URL on another host."""
+def refusal(url: str) -> ConfigurationError:
+    """Return the exception for a URL outside the API."""
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        host = None
     return ConfigurationError(
         f"This session sends the account's access token, and only to {_base()} "
         f"(INFUSIONSOFT_API_URL): use another one for {host}."
@@ -79,7 +83,7 @@ def _path_at_keap(parts: SplitResult, base: str) -> str:
     for origin, root in zip(_origins(), (urlsplit(base).path, KEAP_PATH, KEAP_PATH), strict=True):
         if _origin(parts) == origin and parts.path.startswith(root):
             return parts.path.removeprefix(root)
-    raise foreign_host(parts.hostname)
+    raise refusal(parts.geturl())
 
 
 def _require_plain_segments(url: str, path: str) -> None:

@@ -34,7 +34,7 @@ from django_infusionsoft.exceptions import (
     SpoolError,
     TemporarilyUnavailable,
 )
-from django_infusionsoft.keap.transport import Call
+from django_infusionsoft.keap.sent import Call
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.refresh import spool
 from django_infusionsoft.refresh.leases import Claim, persist_or_keep, release

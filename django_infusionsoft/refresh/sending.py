@@ -24,7 +24,7 @@ from django_infusionsoft.exceptions import (
     TemporarilyUnavailable,
 )
 from django_infusionsoft.keap import oauth
-from django_infusionsoft.keap.transport import Call
+from django_infusionsoft.keap.sent import Call
 from django_infusionsoft.keap.userinfo import status_for
 from django_infusionsoft.monitoring import history
 from django_infusionsoft.redaction import clear_locals

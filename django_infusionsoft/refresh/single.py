@@ -145,7 +145,7 @@ def get_access_token(credential: CredentialRow) -> str:
 
 
 def replace_access_token(credential: CredentialRow, rejected: str) -> str:
-    """See ``Credential.replace_access_token()``."""
+    """See ``Credential.access_token_instead_of()``."""
     with _own_connection(credential):
         leased = reload(credential)
         if credential.access_token in (rejected, ""):  # or disconnected

@@ -93,10 +93,10 @@ def test_error_says_how_long_the_access_token_is_not_replaced(
     issue_earlier(20)
     stale = row(credential)
     with pytest.raises(ReplacedRecently) as caught:
-        stale.replace_access_token(stale.access_token)
+        stale.access_token_instead_of(stale.access_token)
     assert caught.value.retry_after == pytest.approx(40, abs=15)
     assert stale.access_token not in str(caught.value)
-    assert stale.replace_access_token("an older one") == stale.access_token
+    assert stale.access_token_instead_of("an older one") == stale.access_token
 
 
 def test_access_token_is_replaced_when_the_clock_was_wrong(

@@ -196,7 +196,7 @@ def test_test_raises_when_the_response_is_lost(
     sandbox: Sandbox, credential: Credential, fault: faults.Fault
 ) -> None:
     sandbox.plan(fault, endpoint="api", times=None)
-    with pytest.raises(TemporarilyUnavailable, match="cannot be reached"):
+    with pytest.raises(TemporarilyUnavailable, match="did not answer"):
         credential.test_connection()
     assert recorded_event(credential).outcome == "unavailable"
 

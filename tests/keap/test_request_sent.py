@@ -19,6 +19,7 @@ from django_infusionsoft.exceptions import (
     TemporarilyUnavailable,
 )
 from django_infusionsoft.keap import oauth, transport
+from django_infusionsoft.keap.sent import Call
 from django_infusionsoft.models import Credential
 from tests.keap.endpoints import (
     ANSWER,
@@ -62,9 +63,9 @@ def keap(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Open]:
         )
 
 
-def failed_refresh() -> tuple[transport.Call, InfusionsoftError]:
+def failed_refresh() -> tuple[Call, InfusionsoftError]:
     """Return the call and its exception."""
-    call = transport.Call()
+    call = Call()
     with pytest.raises(InfusionsoftError) as caught:
         oauth.refresh(CLIENT, "old-refresh", call)
     return call, caught.value
@@ -81,7 +82,7 @@ def answer(connection: socket.socket) -> None:
 @every_route
 def test_token_pair_is_returned(keap: Open, route: str) -> None:
     keap(route, answer)
-    call = transport.Call()
+    call = Call()
     assert oauth.refresh(CLIENT, "old-refresh", call).refresh_token == "new-refresh"
     assert call.is_sent
 
@@ -196,7 +197,7 @@ def test_configuration_error_is_raised_when_the_environment_is_invalid(
 
 def test_nothing_is_sent_after_the_call_was_given_up(keap: Open) -> None:
     keap("direct", answer)
-    call = transport.Call()
+    call = Call()
     call.give_up()
     with pytest.raises(TemporarilyUnavailable, match="nothing was sent"):
         oauth.refresh(CLIENT, "old-refresh", call)
@@ -206,7 +207,7 @@ def test_nothing_is_sent_after_the_call_was_given_up(keap: Open) -> None:
 def test_nothing_is_sent_after_the_deadline(keap: Open) -> None:
     keap("direct", answer)
     with pytest.raises(TemporarilyUnavailable, match="nothing was sent"):
-        oauth.refresh(CLIENT, "old-refresh", transport.Call(until=time.monotonic() - 1))
+        oauth.refresh(CLIENT, "old-refresh", Call(until=time.monotonic() - 1))
 
 
 # Connections
@@ -334,4 +335,4 @@ def test_no_unanswered_attempt_is_counted_when_the_environment_is_invalid(
 
 @override_settings(INFUSIONSOFT_TOKEN_URL="ftp://nowhere")
 def test_call_that_is_given_up_has_an_outcome_when_the_url_has_become_invalid() -> None:
-    assert isinstance(oauth.give_up(transport.Call()), TemporarilyUnavailable)
+    assert isinstance(oauth.give_up(Call()), TemporarilyUnavailable)

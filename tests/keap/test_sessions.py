@@ -23,10 +23,6 @@ def with_own_adapter() -> Session:
     return session
 
 
-def pools_of(session: Session) -> list[object]:
-    return [vars(adapter)["poolmanager"] for adapter in session.adapters.values()]
-
-
 @pytest.mark.parametrize("make", [with_default_adapter, with_own_adapter])
 def test_forked_process_gives_up_the_connections_of_a_session(make: Callable[[], Session]) -> None:
     with listening(naming("abc")) as port, make() as session:
@@ -35,18 +31,6 @@ def test_forked_process_gives_up_the_connections_of_a_session(make: Callable[[],
             return session.get(f"http://127.0.0.1:{port}/").content
 
         assert [ask(), in_child(ask), in_child(ask), ask()] == [b"a", b"b", b"c", b"a"]
-
-
-def test_session_of_an_account_gives_up_its_connections(credential: Credential) -> None:
-    with credential.session() as session:
-        session.get("v2/contacts")
-        pools = pools_of(session)
-
-        def kept() -> bytes:
-            session.get("v2/contacts")
-            return str([each in pools for each in pools_of(session)]).encode()
-
-        assert in_child(kept) == b"[False, False]"
 
 
 def test_transport_of_a_test_is_used(credential: Credential) -> None:

@@ -11,6 +11,7 @@ from django.test import override_settings
 
 from django_infusionsoft.exceptions import OutcomeUnknown, TemporarilyUnavailable
 from django_infusionsoft.keap import oauth, transport
+from django_infusionsoft.keap.sent import Call, making
 from django_infusionsoft.sandbox import Sandbox, faults
 from tests.keap.endpoints import in_child, listening, naming
 
@@ -55,7 +56,7 @@ def test_forked_process_uses_connections_of_its_own() -> None:
     with listening(naming("abc")) as port:
 
         def ask() -> bytes:
-            with transport.making(transport.Call()):
+            with making(Call()):
                 url = f"http://127.0.0.1:{port}/token"
                 return transport.post(url, "", headers={}, auth=None).content
 

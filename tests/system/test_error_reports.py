@@ -45,7 +45,7 @@ CALLBACK_STATUS = {
 CALLS: dict[str, Callable[[Sandbox], object]] = {
     "session().get()": lambda _: only().session().get("v2/contacts"),
     "get_access_token()": lambda _: only().get_access_token(),
-    "replace_access_token()": lambda _: only().replace_access_token(only().access_token),
+    "access_token_instead_of()": lambda _: only().access_token_instead_of(only().access_token),
     "refresh()": lambda _: only().refresh(),
     "test_connection()": lambda _: only().test_connection(),
     "fetch_profile()": lambda _: only().fetch_profile(),

@@ -381,7 +381,7 @@ class Model(RuleBasedStateMachine):
             served: list[str] = []
             with self._whole_refresh(condition):
                 if is_rejected:
-                    served.append(each.replace_access_token(each.access_token))
+                    served.append(each.access_token_instead_of(each.access_token))
                 else:
                     served.append(each.get_access_token())
             assert self.ledger.access_tokens[str(each)].issuperset(served)

@@ -18,7 +18,7 @@ from typing import Final
 
 from django_infusionsoft.exceptions import InfusionsoftError
 from django_infusionsoft.keap import oauth
-from django_infusionsoft.keap.transport import Call
+from django_infusionsoft.keap.sent import Call
 
 # A refresh token is about to be presented.
 PRESENTING: Final = "presenting"
