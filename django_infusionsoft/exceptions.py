@@ -171,8 +171,20 @@ class WriteUnconfirmed(ApiError):
 
 
 class PartialFailure(ApiError):
-    """Keap did a part of what a call asked for; ``failures`` are the items that failed."""
+    """Keap did a part of what a call asked for, and answered with a success.
 
-    def __init__(self, message: str = "", *, failures: Sequence[Any] = (), **kwargs: Any) -> None:
+    ``failures`` are pairs of an item, such as a contact's id, and Keap's words for it;
+    ``succeeded`` are the other items.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        failures: Sequence[tuple[Any, str]] = (),
+        succeeded: Sequence[Any] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(message, **kwargs)
         self.failures = failures
+        self.succeeded = succeeded

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
+from django_infusionsoft.api.quota import Quota
 from django_infusionsoft.exceptions import (
     ApiError,
     ApiUnavailable,
@@ -48,6 +49,7 @@ def error_for(
         code=answer.code,
         details=answer.details,
         response=response,
+        quota=Quota.in_headers(headers),
         retry_after=wait_for(headers),
     )
 

@@ -1,9 +1,10 @@
 """The ``requests`` session of a credential."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, cast
 from urllib.parse import urljoin
 
@@ -14,12 +15,15 @@ from requests.utils import requote_uri
 from urllib3.exceptions import HTTPError
 
 from django_infusionsoft import elapsed, waiting
-from django_infusionsoft.api import retries
+from django_infusionsoft.api import partial_failures, retries
 from django_infusionsoft.api.auth import UNAUTHORIZED, Bearer, can_repeat, rewind
 from django_infusionsoft.api.connections import connections
 from django_infusionsoft.api.errors import SAFE_METHODS
 from django_infusionsoft.api.limits import Limits
+from django_infusionsoft.api.quota import Quota
+from django_infusionsoft.api.records import Records
 from django_infusionsoft.api.responses import discard, error_of, read_body, without_secrets
+from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ApiError, ApiUnavailable, WriteUnconfirmed
 from django_infusionsoft.keap.sent import Call, making
 from django_infusionsoft.keap.sessions import Session
@@ -70,7 +74,7 @@ class _Exchange:
         return str(self.request.method)
 
 
-class CredentialSession(Session):
+class CredentialSession(Records, Session):
     """A ``requests.Session`` for one account: base URL, bearer, time limits, repeats.
 
     Relative URLs, with or without a leading slash, are resolved against ``INFUSIONSOFT_API_URL``.
@@ -95,7 +99,10 @@ class CredentialSession(Session):
     """
 
     # What a pickle contains.
-    __attrs__ = [*Session.__attrs__, "limits", "replaces_rejected", "repeats"]
+    __attrs__ = [*Session.__attrs__, "limits", "replaces_rejected", "repeats", "models_key"]
+
+    # Of the last answer.
+    _headers_seen: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -114,6 +121,12 @@ class CredentialSession(Session):
         self.limits = Limits(max_wait, response_timeout, max_response_bytes)
         self.replaces_rejected = replaces_rejected
         self.repeats = repeats
+        self.models_key = conf.API_URL, credential.identity
+
+    @property
+    def quota(self) -> Quota:
+        """What the last answer said about Keap's limits."""
+        return Quota.in_headers(self._headers_seen)
 
     @clears_locals
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
@@ -140,13 +153,16 @@ class CredentialSession(Session):
         if not response.content:
             return None
         try:
-            return response.json()
+            content = response.json()
         except ValueError:
             raise ApiError(
                 "The answer is not JSON.",
                 status=response.status_code,
                 response=without_secrets(response),
             ) from None
+        if method.upper() not in SAFE_METHODS:
+            partial_failures.require_all(response.status_code, content)
+        return content
 
     @clears_locals
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
@@ -183,6 +199,7 @@ class CredentialSession(Session):
             except NoAnswer as failure:
                 self._wait_unanswered(exchange, failure)
             else:
+                self._headers_seen = response.headers
                 response.history = list(exchange.history)
                 following = self._following(exchange, response)
                 if following is None:

@@ -115,7 +115,9 @@ def unpickled(error: ApiError) -> ApiError:
 
 
 def test_error_survives_pickling() -> None:
-    error = PartialFailure("1 of 2 failed", failures=["7"], status=200, retry_after=3.0)
+    error = PartialFailure(
+        "1 of 2 failed", failures=[("7", "no")], succeeded=["8"], status=200, retry_after=3.0
+    )
     loaded = unpickled(error)
     assert (type(loaded), str(loaded), vars(loaded)) == (PartialFailure, str(error), vars(error))
 

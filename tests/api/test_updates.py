@@ -1,0 +1,97 @@
+"""Updates of v2 that change nothing else."""
+
+from typing import Any
+
+import pytest
+
+from django_infusionsoft.api.updates import kind_of, merged, needed, writable
+
+CURRENT: dict[str, Any] = {
+    "id": "7",
+    "email_addresses": [
+        {
+            "field": "EMAIL1",
+            "email": "a@ex.test",
+            "email_opt_status": "MANUAL",
+            "is_opt_in": False,
+        },
+        {"field": "EMAIL2", "email": "b@ex.test", "email_opt_status": "MANUAL", "is_opt_in": True},
+    ],
+    "phone_numbers": [{"field": "PHONE1", "number": "1", "number_e164": "+11", "type": "Work"}],
+    "addresses": [{"field": "BILLING", "line1": "x", "region": "Arizona", "region_code": "US-AZ"}],
+    "social_accounts": [{"type": "LINKED_IN", "name": "nell"}],
+    "custom_fields": [{"id": "45", "content": "blue"}, {"id": "46", "content": "9"}],
+}
+EMAIL2 = {"field": "EMAIL2", "email": "b@ex.test"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"email_addresses": [{"field": "EMAIL1", "email": "n@ex.test"}]},
+            {"email_addresses": [{"field": "EMAIL1", "email": "n@ex.test"}, EMAIL2]},
+        ),
+        (
+            {"email_addresses": [{"field": "EMAIL3", "email": "c@ex.test", "opt_in_reason": "y"}]},
+            {
+                "email_addresses": [
+                    {"field": "EMAIL1", "email": "a@ex.test"},
+                    EMAIL2,
+                    {"field": "EMAIL3", "email": "c@ex.test", "opt_in_reason": "y"},
+                ]
+            },
+        ),
+        ({"email_addresses": [{"field": "EMAIL1"}]}, {"email_addresses": [EMAIL2]}),
+        (
+            {"phone_numbers": [{"field": "PHONE1", "number": "2"}]},
+            {"phone_numbers": [{"field": "PHONE1", "number": "2", "type": "Work"}]},
+        ),
+        (
+            {"addresses": [{"field": "BILLING", "region_code": "US-CA"}]},
+            {"addresses": [{"field": "BILLING", "line1": "x", "region_code": "US-CA"}]},
+        ),
+        (
+            {"custom_fields": [{"id": "45", "content": "red"}]},
+            {"custom_fields": [{"id": "45", "content": "red"}, {"id": "46", "content": "9"}]},
+        ),
+        ({"custom_fields": []}, {"custom_fields": []}),
+        ({"given_name": "Nell"}, {"given_name": "Nell"}),
+    ],
+)
+def test_other_items_are_kept(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert merged(changes, CURRENT) == expected
+
+
+def test_item_without_what_tells_it_apart_is_an_error() -> None:
+    with pytest.raises(ValueError, match="needs 'field'"):
+        merged({"email_addresses": [{"email": "n@ex.test"}]}, CURRENT)
+
+
+def test_read_only_properties_are_left_out() -> None:
+    fetched = {**CURRENT, "create_time": "x", "tag_ids": ["1"], "groups": "1", "given_name": "N"}
+    assert set(writable(fetched)) == {*CURRENT, "given_name"} - {"id"}
+    with pytest.raises(ValueError, match="nothing to change"):
+        writable({"id": "7", "update_time": "x"})
+
+
+@pytest.mark.parametrize(
+    ("url", "changes", "expected"),
+    [
+        ("v2/contacts/7", {"given_name": "N"}, None),
+        ("v2/contacts/7", {"custom_fields": []}, None),
+        ("v2/contacts/7", {"custom_fields": [1]}, {"fields": "custom_fields"}),
+        ("/crm/rest/v2/companies/7", {"custom_fields": [1]}, {"fields": "custom_fields"}),
+        ("v2/orders/7", {"custom_fields": [1]}, {}),
+    ],
+)
+def test_object_is_read_only_if_a_collection_changes(
+    url: str, changes: dict[str, Any], expected: dict[str, str] | None
+) -> None:
+    assert needed(url, changes) == expected
+
+
+def test_kind_is_that_of_the_url() -> None:
+    assert kind_of("https://api.keap.com/crm/rest/v2/opportunities/7") == "opportunities"
+    with pytest.raises(ValueError, match="v2/contacts/7"):
+        kind_of("v1/contacts/7")
