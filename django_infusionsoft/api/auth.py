@@ -18,10 +18,7 @@ UNAUTHORIZED: Final = 401
 
 
 class Bearer(AuthBase):
-    """Sends the access token in the header (RFC 6750 section 2.1), to Keap only.
-
-    :raises ConfigurationError: the URL is on another host, which must not get the access token.
-    """
+    """Sends the access token in the header (RFC 6750 section 2.1)."""
 
     def __init__(self, credential: CredentialRow) -> None:
         self._credential = credential
@@ -30,8 +27,6 @@ class Bearer(AuthBase):
         self._bearer = ""
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        if not is_at_keap(str(r.url)):
-            raise refusal(str(r.url))
         r.headers["Authorization"] = self._current()
         return r
 
@@ -78,9 +73,14 @@ class Bearer(AuthBase):
 
 
 class BearerAuth(Bearer):
-    """The same for a ``requests`` session of the caller's own: a hook repeats it after a 401."""
+    """The same for a ``requests`` session of the caller's own: a hook repeats it after a 401.
+
+    :raises ConfigurationError: the URL is on another host, which must not get the access token.
+    """
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        if not is_at_keap(str(r.url)):
+            raise refusal(str(r.url))
         r.hooks["response"].append(self._repeat_after_401)
         return super().__call__(r)
 

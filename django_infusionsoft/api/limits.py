@@ -46,7 +46,8 @@ class Limits:
 
         :raises ApiUnavailable: the call has waited too long; nothing was sent.
         """
-        if waiting.seconds_left() <= min(SHORTEST_ATTEMPT_SECONDS, self.wait_seconds / 4):
+        left = waiting.seconds_left()
+        if left < SHORTEST_ATTEMPT_SECONDS and left <= self.wait_seconds / 4:
             raise ApiUnavailable(
                 f"Nothing was sent: {self.wait_seconds:g} seconds are over (max_wait)."
             )

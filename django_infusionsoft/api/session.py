@@ -65,6 +65,7 @@ class _Exchange:
     options: dict[str, Any]
     stream: bool
     follows_redirects: bool
+    call: Call = field(default_factory=Call)
     repeats: int = 0
     is_replaced: bool = False  # the access token, after a 401
     history: list[requests.Response] = field(default_factory=list)
@@ -193,9 +194,9 @@ class CredentialSession(Records, Session):
 
     def _exchange(self, exchange: _Exchange) -> requests.Response:
         while True:
-            call = Call(until=elapsed.monotonic() + waiting.seconds_left())
+            exchange.call = Call(until=elapsed.monotonic() + waiting.seconds_left())
             try:
-                response = self._attempt(exchange, call)
+                response = self._attempt(exchange)
             except NoAnswer as failure:
                 self._wait_unanswered(exchange, failure)
             else:
@@ -204,17 +205,17 @@ class CredentialSession(Records, Session):
                 following = self._following(exchange, response)
                 if following is None:
                     return response
-                discard(response, call)
+                discard(response, exchange.call)
                 exchange.history.append(response)
                 exchange.request = following
             rewind(exchange.request)
 
-    def _attempt(self, exchange: _Exchange, call: Call) -> requests.Response:
+    def _attempt(self, exchange: _Exchange) -> requests.Response:
         """Send the request once.
 
         :raises NoAnswer: there is no answer, or only a part of one.
         """
-        limits, started_at = self.limits, elapsed.monotonic()
+        limits, call, started_at = self.limits, exchange.call, elapsed.monotonic()
         limits.require_time_left()
         options = {**exchange.options, "timeout": limits.timeout(exchange.options.get("timeout"))}
         try:
@@ -249,6 +250,7 @@ class CredentialSession(Records, Session):
         if not (self.repeats and retries.may_repeat_answered(exchange.method, status)):
             return None
         if not self._wait(exchange, pause := retries.pause(exchange.repeats, response.headers)):
+            discard(response, exchange.call)
             error = error_of(response)
             error.retry_after = pause if error.retry_after is None else error.retry_after
             raise error

@@ -236,7 +236,7 @@ def _post(
             auth = _basic(client) if client else None
             response = transport.post(conf.TOKEN_URL, body(), headers=FORM_HEADERS, auth=auth)
             with response:
-                content = transport.read_reply(response.raw, MAX_REPLY_BYTES)
+                content = transport.read_reply(response.raw, call, MAX_REPLY_BYTES)
     except InfusionsoftError:
         raise
     except Exception as error:  # noqa: BLE001  # proxies, certificates and names raise many kinds

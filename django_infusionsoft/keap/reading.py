@@ -11,6 +11,7 @@ from django_infusionsoft import elapsed
 
 # The timeout for reading what has already arrived. A timeout of 0 would end the read too early.
 SHORTEST_WAIT_SECONDS: Final = 0.001
+LONGEST_WAIT_SECONDS: Final = 86_400.0  # sockets take no infinite timeout
 CHUNK_BYTES: Final = 65_536
 # urllib3 before 2.6 decompresses a whole chunk, to a thousand times its size.
 COMPRESSED_CHUNK_BYTES: Final = 8192
@@ -36,7 +37,7 @@ def read(
             if left <= 0:
                 raise ReadTimeoutError(None, None, "The body did not arrive in time.")  # type: ignore[arg-type]
         elif not response.closed:  # otherwise another call may be using the connection
-            sock.settimeout(max(left, SHORTEST_WAIT_SECONDS))
+            sock.settimeout(min(max(left, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS))
         # Only what has arrived so far: a whole chunk of a dripping body would take for ever.
         chunk = response.read1(size, decode_content=True)
         if not chunk:

@@ -55,7 +55,7 @@ class Call:
             self._until = -math.inf
 
 
-_current: ContextVar[Call] = ContextVar("django_infusionsoft_call")
+_current: ContextVar[Call | None] = ContextVar("django_infusionsoft_call", default=None)
 
 
 @contextmanager
@@ -66,11 +66,6 @@ def making(call: Call) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-
-
-def current_socket() -> socket.socket:
-    """Return the socket of the current call, which has been sent."""
-    return _current.get().sock
 
 
 class _Connection(HTTPConnection):
@@ -90,7 +85,8 @@ class _Connection(HTTPConnection):
         if self.sock is None:
             self.connect()
         self._used_at = elapsed.monotonic()
-        _current.get().start(cast("socket.socket", self.sock))
+        if call := _current.get():
+            call.start(cast("socket.socket", self.sock))
         super().endheaders(*args, **kwargs)
 
 
@@ -119,7 +115,7 @@ def _prepare(manager: PoolManager) -> None:
 
 
 class TracingAdapter(HTTPAdapter):
-    """Sends each request in a block with ``making(call)``, and reports to the call."""
+    """Reports to the call of a block with ``making(call)``."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -133,5 +129,6 @@ class TracingAdapter(HTTPAdapter):
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
     ) -> Any:
-        _current.get().is_traced = True
+        if call := _current.get():
+            call.is_traced = True
         return super().get_connection_with_tls_context(request, *args, **kwargs)

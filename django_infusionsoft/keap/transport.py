@@ -12,7 +12,7 @@ from urllib3.response import BaseHTTPResponse
 from django_infusionsoft import elapsed
 from django_infusionsoft.conf import conf
 from django_infusionsoft.keap.reading import read
-from django_infusionsoft.keap.sent import MAX_IDLE_SECONDS, TracingAdapter, current_socket
+from django_infusionsoft.keap.sent import MAX_IDLE_SECONDS, Call, TracingAdapter
 from django_infusionsoft.keap.sessions import Session
 
 Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
@@ -99,10 +99,10 @@ def post(
     return adapter.send(request, timeout=timeout, **settings)
 
 
-def read_reply(response: BaseHTTPResponse, limit: int) -> bytes | None:
-    """Return the body of the current call's reply; ``None`` if it has more than ``limit`` bytes.
+def read_reply(response: BaseHTTPResponse, call: Call, limit: int) -> bytes | None:
+    """Return the body of a call's reply; ``None`` if it has more than ``limit`` bytes.
 
     :raises HTTPError: the rest did not arrive within ``READ_TIMEOUT_SECONDS``.
     """
     ends_at = elapsed.monotonic() + conf.READ_TIMEOUT_SECONDS
-    return read(response, limit, ends_at=ends_at, sock=current_socket())
+    return read(response, limit, ends_at=ends_at, sock=call.sock)

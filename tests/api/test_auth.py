@@ -1,5 +1,7 @@
 """``credential.auth``: the access token for a ``requests`` session of the caller's own."""
 
+from typing import Any
+
 import pytest
 import requests
 from django.test import override_settings
@@ -54,3 +56,19 @@ def test_access_token_is_not_sent_when_keap_redirects_to_another_host(
         assert session.get(keap.url).status_code == 401
     assert b"authorization" in keap.heads[0].lower()
     assert b"authorization" not in other.heads[0].lower()
+
+
+def test_hook_that_repeats_the_request_works_in_a_session_of_the_app(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    """As those of ``HTTPDigestAuth`` and ``credential.auth`` do, over the same connection."""
+
+    def repeat(response: requests.Response, **kwargs: Any) -> requests.Response:
+        return response.connection.send(response.request, **kwargs)
+
+    response = credential.session().get("v2/contacts", hooks={"response": repeat})
+    assert response.json()["contacts"]
+    sandbox.plan(faults.answer(401, {}), endpoint="api")
+    session = credential.session()
+    session.auth = credential.auth
+    assert session.get("v2/contacts").ok

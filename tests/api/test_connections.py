@@ -12,10 +12,12 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from django.test import override_settings
 from requests.adapters import HTTPAdapter
 
 from django_infusionsoft.api.connections import connections
@@ -24,7 +26,7 @@ from django_infusionsoft.keap import sent
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox
 from tests.api.scripted import answering, reply
-from tests.keap.endpoints import NOWHERE, in_child
+from tests.keap.endpoints import NOWHERE, certified, in_child, listening, read_head
 from tests.processes import ROOT
 from tests.support import threads
 
@@ -114,6 +116,32 @@ def test_proxy_of_the_caller_is_used(credential: Credential, where: str) -> None
     assert received.requests == []
 
 
+def test_certificates_of_one_session_are_not_trusted_by_another(
+    credential: Credential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # requests prefers them
+        monkeypatch.delenv(name, raising=False)
+    context, bundle = certified(tmp_path)
+
+    def serve(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as encrypted:
+            while True:
+                read_head(encrypted)
+                encrypted.sendall(reply())
+
+    trusting, other = credential.session(), credential.session()
+    trusting.verify = str(bundle)
+    with (
+        listening(serve) as port,
+        override_settings(INFUSIONSOFT_API_URL=f"https://127.0.0.1:{port}/"),
+    ):
+        for _ in range(2):
+            assert trusting.get("v2/contacts").ok
+            with pytest.raises(ApiUnavailable, match="SSLError"):
+                other.post("v2/contacts", json={})
+        assert other.get("v2/contacts", verify=str(bundle)).ok
+
+
 def test_cookies_of_one_account_are_not_sent_for_another(
     connect_two: list[Credential],
 ) -> None:
@@ -170,7 +198,7 @@ def dripping(connection: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("method", "error"), [("GET", ApiUnavailable), ("POST", WriteUnconfirmed)]
 )
-def test_timeouts_missing_does_not_apply_to_a_dripping_body(
+def test_missing_timeouts_do_not_happen_when_a_body_drips(
     credential: Credential, method: str, error: type[ApiError]
 ) -> None:
     session = credential.session(max_wait=2, response_timeout=0.3)

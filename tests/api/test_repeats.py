@@ -79,6 +79,18 @@ def test_stream_that_cannot_be_read_again_is_sent_once(credential: Credential) -
     assert received.requests.count("POST") == 1
 
 
+def test_answer_of_a_stream_is_repeated_and_its_error_is_read(credential: Credential) -> None:
+    busy = reply(429, b'{"message": "Quota Exceeded"}', Retry_After="0")
+    late = reply(429, b'{"message": "Quota Exceeded"}', Retry_After="60")
+    session = credential.session()
+    with answering(busy, reply(body=b"whole"), late) as received:
+        with session.get("v2/contacts", stream=True) as response:
+            assert response.raw.read() == b"whole"
+        with pytest.raises(RateLimited, match="Quota Exceeded"):
+            session.get("v2/contacts", stream=True)
+    assert set(received.connections) == {1}
+
+
 # max_wait
 
 

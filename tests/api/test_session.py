@@ -307,7 +307,7 @@ def redirect_to(url: str, status: int = 302) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirect_to_another_host_is_returned(
+def test_bearers_leaked_by_redirects_do_not_happen(
     sandbox: Sandbox, credential: Credential, other_host: OtherHost, method: str, status: int
 ) -> None:
     sandbox.plan(**redirect_to(other_host.url, status))
@@ -345,7 +345,7 @@ def test_redirect_is_returned_when_the_caller_asks_for_it(
 
 
 @pytest.mark.parametrize("redirected", [False, True])
-def test_netrc_never_replaces_the_access_token(
+def test_bearers_replaced_by_netrc_do_not_happen(
     sandbox: Sandbox,
     credential: Credential,
     tmp_path: Path,
@@ -422,9 +422,7 @@ def test_second_401_is_returned_after_one_refresh_and_one_retry(
     assert outcomes(sandbox) == ["rotated"]
 
 
-def test_token_pair_is_refreshed_once_when_every_response_is_a_401(
-    sandbox: Sandbox, credential: Credential
-) -> None:
+def test_endless_401_loops_do_not_happen(sandbox: Sandbox, credential: Credential) -> None:
     sandbox.plan(**unauthorized(None))
     session = credential.session()
     for _ in range(5):
