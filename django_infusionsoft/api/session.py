@@ -12,7 +12,7 @@ import requests
 from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 from requests.hooks import default_hooks, dispatch_hook
 from requests.utils import requote_uri
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from django_infusionsoft import elapsed, waiting
 from django_infusionsoft.api import partial_failures, retries
@@ -41,7 +41,7 @@ NO_ANSWER: Final = (
     HTTPError,
 )
 # A repeat has the same result, or takes as long again.
-FINAL: Final = (requests.exceptions.SSLError, requests.ReadTimeout)
+FINAL: Final = (requests.exceptions.SSLError, requests.ReadTimeout, ReadTimeoutError)
 
 
 class NoAnswer(Exception):

@@ -19,6 +19,8 @@ import pytest
 import requests
 from django.test import override_settings
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool
+from urllib3.connection import HTTPConnection
 
 from django_infusionsoft.api.connections import connections
 from django_infusionsoft.exceptions import ApiError, ApiUnavailable, WriteUnconfirmed
@@ -78,6 +80,29 @@ def test_connection_that_was_idle_for_long_is_not_used_again(
         monkeypatch.setattr(sent, "MAX_IDLE_SECONDS", -1)
         credential.session().get("v2/contacts")
     assert received.connections == [1, 2]
+
+
+def test_connection_that_a_tool_has_put_in_is_used(
+    credential: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As VCR.py does for a while, with a class of its own."""
+
+    class Recording:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.real = HTTPConnection(*args, **kwargs)
+
+        def request(self, method: str, *args: Any, **kwargs: Any) -> None:
+            seen.append(method)
+            self.real.request(method, *args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+    seen: list[str] = []
+    monkeypatch.setattr(HTTPConnectionPool, "ConnectionCls", Recording)
+    with answering():
+        assert credential.session().get("v2/contacts").ok
+    assert seen == ["GET"]
 
 
 def test_adapter_of_the_caller_is_used(credential: Credential) -> None:

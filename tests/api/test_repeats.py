@@ -212,6 +212,16 @@ def test_write_is_unconfirmed_when_its_answer_takes_too_long(
         credential.session().call("POST", "v2/contacts", json={}, timeout=0.1)
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("start", [b"", reply(body=b"{}")[:-1]])
+def test_read_is_not_repeated_when_its_timeout_is_over(
+    credential: Credential, start: bytes
+) -> None:
+    with answering(start) as received, pytest.raises(ApiUnavailable, match="ReadTimeout"):
+        credential.session(response_timeout=0.1).get("v2/contacts", timeout=0.1)
+    assert received.requests == ["GET"]
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_request_that_was_not_sent_is_temporarily_unavailable(
     credential: Credential, method: str
