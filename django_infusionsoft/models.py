@@ -6,17 +6,19 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.db import models, router
 
 from django_infusionsoft import elapsed, waiting
+from django_infusionsoft.api.async_session import AsyncCredentialSession
 from django_infusionsoft.api.auth import BearerAuth
 from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.choices import Status
 from django_infusionsoft.connect import connection_check, grants, importer, profiles
 from django_infusionsoft.connect.connection_check import Answer
 from django_infusionsoft.keap.oauth import TokenPair, normalize_account
-from django_infusionsoft.redaction import clears_locals
-from django_infusionsoft.refresh import runs, single, trust
+from django_infusionsoft.redaction import async_clears_locals, clears_locals
+from django_infusionsoft.refresh import coroutines, runs, single, trust
 from django_infusionsoft.refresh.run_result import Run
 from django_infusionsoft.storage.applications import (
     Application,
@@ -58,7 +60,8 @@ def alters_data(method: Method) -> Method:
 
     Its exceptions show no local variables in error reports.
     """
-    verb = clears_locals(method)
+    clears = async_clears_locals if iscoroutinefunction(method) else clears_locals
+    verb: Any = clears(method)
     vars(verb)["alters_data"] = True
     return cast("Method", verb)
 
@@ -141,6 +144,12 @@ class CredentialManager(models.Manager["Credential"]):
         if application is not None:
             found = found.filter(application=application)
         return self._only(found, f"account {account!r}")
+
+    async def afor_account(
+        self, account: str, application: Application | None = None
+    ) -> Credential:
+        """See ``for_account()``."""
+        return await sync_to_async(self.for_account)(account, application)
 
     def get_default(self) -> Credential:
         """Return the site's only credential. One query.
@@ -313,6 +322,21 @@ class Credential(CredentialRow):
         single.refresh(self, force=True, user=user)
 
     @alters_data
+    async def aget_access_token(self) -> str:
+        """See ``get_access_token()``."""
+        return await coroutines.get_access_token(self)
+
+    @alters_data
+    async def aaccess_token_instead_of(self, rejected: str) -> str:
+        """See ``access_token_instead_of()``."""
+        return await coroutines.replace_access_token(self, rejected)
+
+    @alters_data
+    async def arefresh(self, *, user: AbstractBaseUser | None = None) -> None:
+        """See ``refresh()``."""
+        await coroutines.refresh(self, user=user)
+
+    @alters_data
     def disconnect(self, *, user: AbstractBaseUser | None = None) -> None:
         """Delete the token pair: nothing is refreshed or returned until the account reconnects.
 
@@ -351,6 +375,24 @@ class Credential(CredentialRow):
             ``INFUSIONSOFT_MAX_RESPONSE_BYTES``.
         """
         return CredentialSession(
+            self,
+            max_wait=max_wait,
+            response_timeout=response_timeout,
+            max_response_bytes=max_response_bytes,
+        )
+
+    def asession(
+        self,
+        *,
+        max_wait: float | None = None,
+        response_timeout: float | None = None,
+        max_response_bytes: int | None = None,
+    ) -> AsyncCredentialSession:
+        """Return an async client for this account, for ``async with``.
+
+        It needs the extra ``async``. The limits are those of ``session()``.
+        """
+        return AsyncCredentialSession(
             self,
             max_wait=max_wait,
             response_timeout=response_timeout,

@@ -6,7 +6,7 @@ Sentry's SDK and Django's debug page and mails show them by their ``repr()``.
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import wraps
 from types import FrameType
@@ -42,6 +42,24 @@ def clears_locals(function: Callable[P, T]) -> Callable[P, T]:
         handled = sys.exception()  # by the caller: not ours
         try:
             return function(*args, **kwargs)
+        except BaseException as error:
+            del args, kwargs
+            clear_locals(error, handled)
+            raise
+
+    return wrapper
+
+
+def async_clears_locals(
+    function: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The same for an async function."""
+
+    @wraps(function)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        handled = sys.exception()
+        try:
+            return await function(*args, **kwargs)
         except BaseException as error:
             del args, kwargs
             clear_locals(error, handled)

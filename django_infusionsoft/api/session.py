@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from urllib.parse import urljoin
 
 import requests
+from django.utils.asyncio import async_unsafe
 from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 from requests.hooks import default_hooks, dispatch_hook
 from requests.utils import requote_uri
@@ -32,6 +33,9 @@ from django_infusionsoft.redaction import clears_locals
 from django_infusionsoft.storage.credentials import CredentialRow
 
 MAX_REDIRECTS: Final = 5
+ON_A_LOOP: Final = (
+    "session() would stop the event loop while it waits for Keap: use asession() in async code."
+)
 # The errors of one that has no answer; others are of a wrong call.
 NO_ANSWER: Final = (
     requests.ConnectionError,
@@ -135,6 +139,7 @@ class CredentialSession(Records, Session):
         resolved.url = resolve(str(request.url))
         return super().prepare_request(resolved)
 
+    @async_unsafe(ON_A_LOOP)
     @clears_locals
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         with waiting.at_most(self.limits.wait_seconds):  # a refresh included
@@ -165,6 +170,7 @@ class CredentialSession(Records, Session):
             partial_failures.require_all(response.status_code, content)
         return content
 
+    @async_unsafe(ON_A_LOOP)
     @clears_locals
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a prepared request, and repeat it where that is safe (see ``api.retries``).
