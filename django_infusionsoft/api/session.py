@@ -1,34 +1,28 @@
 """The ``requests`` session of a credential."""
 
-import time
 from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, cast
-from urllib.parse import urljoin
 
 import requests
 from django.utils.asyncio import async_unsafe
-from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 from requests.hooks import default_hooks, dispatch_hook
-from requests.utils import requote_uri
-from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from django_infusionsoft import elapsed, waiting
-from django_infusionsoft.api import partial_failures, retries
-from django_infusionsoft.api.auth import UNAUTHORIZED, Bearer, can_repeat, rewind
+from django_infusionsoft import waiting
+from django_infusionsoft.api import partial_failures
+from django_infusionsoft.api.auth import Bearer
 from django_infusionsoft.api.connections import connections
 from django_infusionsoft.api.errors import SAFE_METHODS
+from django_infusionsoft.api.exchange import Exchange
 from django_infusionsoft.api.limits import Limits
 from django_infusionsoft.api.quota import Quota
 from django_infusionsoft.api.records import Records
-from django_infusionsoft.api.responses import discard, error_of, read_body, without_secrets
+from django_infusionsoft.api.responses import error_of, without_secrets
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import ApiError, ApiUnavailable, WriteUnconfirmed
-from django_infusionsoft.keap.sent import Call, making
+from django_infusionsoft.exceptions import ApiError
 from django_infusionsoft.keap.sessions import Session
-from django_infusionsoft.keap.urls import is_at_keap, is_same_origin, refusal, resolve
+from django_infusionsoft.keap.urls import is_at_keap, refusal, resolve
 from django_infusionsoft.redaction import clears_locals
 from django_infusionsoft.storage.credentials import CredentialRow
 
@@ -36,47 +30,6 @@ MAX_REDIRECTS: Final = 5
 ON_A_LOOP: Final = (
     "session() would stop the event loop while it waits for Keap: use asession() in async code."
 )
-# The errors of one that has no answer; others are of a wrong call.
-NO_ANSWER: Final = (
-    requests.ConnectionError,
-    requests.Timeout,
-    ChunkedEncodingError,
-    ContentDecodingError,
-    HTTPError,
-)
-# A repeat has the same result, or takes as long again.
-FINAL: Final = (requests.exceptions.SSLError, requests.ReadTimeout, ReadTimeoutError)
-
-
-class NoAnswer(Exception):
-    """A request without an answer. Its cause is the error of the HTTP client."""
-
-    def __init__(self, *, is_sent: bool, is_final: bool) -> None:
-        """
-        :param is_sent: whether any of it may have been sent.
-        :param is_final: whether a repeat makes no sense.
-        """
-        super().__init__()
-        self.is_sent = is_sent
-        self.is_final = is_final
-
-
-@dataclass
-class _Exchange:
-    """A call: its request, with all repeats, and what was answered so far."""
-
-    request: requests.PreparedRequest
-    options: dict[str, Any]
-    stream: bool
-    follows_redirects: bool
-    call: Call = field(default_factory=Call)
-    repeats: int = 0
-    is_replaced: bool = False  # the access token, after a 401
-    history: list[requests.Response] = field(default_factory=list)
-
-    @property
-    def method(self) -> str:
-        return str(self.request.method)
 
 
 class CredentialSession(Records, Session):
@@ -179,123 +132,28 @@ class CredentialSession(Records, Session):
         """
         if not is_at_keap(str(request.url)):
             raise refusal(str(request.url))
-        exchange = _Exchange(
-            request,
+        stream = bool(kwargs.pop("stream", self.stream))
+        follows_redirects = kwargs.pop("allow_redirects", True)
+        exchange = Exchange(
+            request=request,
+            send=super().send,
             options=kwargs,
-            stream=bool(kwargs.pop("stream", self.stream)),
-            follows_redirects=kwargs.pop("allow_redirects", True),
+            limits=self.limits,
+            stream=stream,
+            max_redirects=self.max_redirects if follows_redirects else 0,
+            auth=self.auth if isinstance(self.auth, Bearer) and self.replaces_rejected else None,
+            repeats=self.repeats,
         )
         hooks, request.hooks = request.hooks, default_hooks()
         try:
             with waiting.at_most(self.limits.wait_seconds):
-                response = self._exchange(exchange)
+                response = exchange.run()
         finally:
             request.hooks = hooks
-        options = {"stream": exchange.stream, **kwargs}
+            self._headers_seen = exchange.headers
+        options = {"stream": stream, **kwargs}
         return cast("requests.Response", dispatch_hook("response", hooks, response, **options))  # type: ignore[no-untyped-call]
 
     def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Follow none: ``send()`` does, on the same origin only."""
         return iter(())
-
-    def _exchange(self, exchange: _Exchange) -> requests.Response:
-        while True:
-            exchange.call = Call(until=elapsed.monotonic() + waiting.seconds_left())
-            try:
-                response = self._attempt(exchange)
-            except NoAnswer as failure:
-                self._wait_unanswered(exchange, failure)
-            else:
-                self._headers_seen = response.headers
-                response.history = list(exchange.history)
-                following = self._following(exchange, response)
-                if following is None:
-                    return response
-                discard(response, exchange.call)
-                exchange.history.append(response)
-                exchange.request = following
-            rewind(exchange.request)
-
-    def _attempt(self, exchange: _Exchange) -> requests.Response:
-        """Send the request once.
-
-        :raises NoAnswer: there is no answer, or only a part of one.
-        """
-        limits, call, started_at = self.limits, exchange.call, elapsed.monotonic()
-        limits.require_time_left()
-        options = {**exchange.options, "timeout": limits.timeout(exchange.options.get("timeout"))}
-        try:
-            with making(call):
-                response = super().send(
-                    exchange.request, stream=True, allow_redirects=False, **options
-                )
-            if not exchange.stream:
-                ends_at = limits.response_ends_at(started_at)
-                read_body(response, call, limits.response_bytes, ends_at=ends_at)
-        except NO_ANSWER as error:
-            if isinstance(error, requests.RequestException):
-                error.request = error.response = None  # they have the access token
-            is_sent = call.is_sent or not (
-                call.is_traced or isinstance(error, requests.ConnectTimeout)
-            )
-            raise NoAnswer(is_sent=is_sent, is_final=isinstance(error, FINAL)) from error
-        return response
-
-    def _following(
-        self, exchange: _Exchange, response: requests.Response
-    ) -> requests.PreparedRequest | None:
-        """Return the request to send after a response, when it is time; ``None`` at the end."""
-        status, auth = response.status_code, self.auth
-        if status == UNAUTHORIZED and self.replaces_rejected and isinstance(auth, Bearer):
-            if exchange.is_replaced:
-                return None
-            exchange.is_replaced = True
-            return auth.after_401(exchange.request)
-        if exchange.follows_redirects and response.is_redirect:
-            return self._redirected(exchange, response)
-        if not (self.repeats and retries.may_repeat_answered(exchange.method, status)):
-            return None
-        if not self._wait(exchange, pause := retries.pause(exchange.repeats, response.headers)):
-            discard(response, exchange.call)
-            error = error_of(response)
-            error.retry_after = pause if error.retry_after is None else error.retry_after
-            raise error
-        return exchange.request
-
-    def _redirected(
-        self, exchange: _Exchange, response: requests.Response
-    ) -> requests.PreparedRequest | None:
-        if exchange.method not in SAFE_METHODS:
-            return None
-        redirects = sum(each.is_redirect for each in exchange.history)
-        url = requote_uri(urljoin(response.url, response.headers["Location"]))
-        if redirects >= self.max_redirects or not is_same_origin(url, response.url):
-            return None
-        following = exchange.request.copy()
-        following.url = url
-        return following
-
-    def _wait_unanswered(self, exchange: _Exchange, failure: NoAnswer) -> None:
-        """Wait for the next attempt, or raise the error of a request without an answer."""
-        cause = failure.__cause__
-        pause = retries.pause(exchange.repeats, {})
-        may_repeat = self.repeats and not failure.is_final
-        is_safe = retries.may_repeat_unanswered(exchange.method, is_sent=failure.is_sent)
-        if may_repeat and is_safe and self._wait(exchange, pause):
-            return
-        fact = "did not answer" if failure.is_sent else "cannot be reached"
-        what = f"Keap's API {fact} ({type(cause).__name__})."
-        if is_safe:
-            raise ApiUnavailable(what, retry_after=pause) from cause
-        raise WriteUnconfirmed(
-            f"{what} It may have acted on the {exchange.method} request: check before you "
-            f"repeat it."
-        ) from cause
-
-    def _wait(self, exchange: _Exchange, pause: float) -> bool:
-        """Wait if there is time for another attempt, and return whether there is."""
-        if not can_repeat(exchange.request) or not retries.fits(pause, waiting.seconds_left()):
-            return False
-        time.sleep(pause)
-        exchange.repeats += 1
-        return True

@@ -337,6 +337,14 @@ def test_redirects_end_after_a_few(sandbox: Sandbox, credential: Credential) -> 
     assert (response.status_code, len(response.history)) == (302, 5)
 
 
+@pytest.mark.parametrize("url", ["http://[", "http://127.0.0.1:port/", "//", ""])
+def test_malformed_redirect_is_returned(
+    sandbox: Sandbox, credential: Credential, url: str
+) -> None:
+    sandbox.plan(times=None, **redirect_to(url))
+    assert credential.session().get("v2/contacts").status_code == 302
+
+
 def test_redirect_is_returned_when_the_caller_asks_for_it(
     sandbox: Sandbox, credential: Credential
 ) -> None:
