@@ -157,6 +157,7 @@ def test_refresh_is_a_part_of_the_wait(
     assert time.monotonic() - started < 4
     gate.release()
     while Credential.objects.get().generation == expired.generation:
+        assert time.monotonic() - started < 30, "The late reply was not stored."
         time.sleep(0.01)
 
 
