@@ -10,9 +10,11 @@ from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.db import models, router
 
 from django_infusionsoft import elapsed, waiting
+from django_infusionsoft.api import xmlrpc
 from django_infusionsoft.api.async_session import AsyncCredentialSession
 from django_infusionsoft.api.auth import BearerAuth
 from django_infusionsoft.api.session import CredentialSession
+from django_infusionsoft.api.xmlrpc import KeapServer
 from django_infusionsoft.choices import Status
 from django_infusionsoft.connect import connection_check, grants, importer, profiles
 from django_infusionsoft.connect.connection_check import Answer
@@ -398,6 +400,13 @@ class Credential(CredentialRow):
             response_timeout=response_timeout,
             max_response_bytes=max_response_bytes,
         )
+
+    def xmlrpc(self, *, max_wait: float | None = None) -> KeapServer:
+        """Return Keap's XML-RPC API for this account, which ends on 2026-12-31.
+
+        :param max_wait: as in ``session()``.
+        """
+        return xmlrpc.server(self, max_wait=max_wait)
 
     @property
     def auth(self) -> BearerAuth:
