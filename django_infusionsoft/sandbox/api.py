@@ -1,40 +1,33 @@
-"""A small part of Keap's REST API, v1 and v2 (keap-facts sections 3, 4, 6 and 7)."""
+"""A part of Keap's REST API, v1 and v2, behind its gateway (keap-facts sections 3 to 7).
+
+``OPERATIONS`` is all that it plays. It refuses everything else loudly.
+"""
 
 import json
+import logging
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-from urllib.parse import urlencode
-from zlib import crc32
 
-from .contacts import Contact
+from . import contacts_api, people_api, tags_api
+from .calls import Call, Operation, RefusedError, problem
 from .messages import Reply, Request, json_reply
 from .people import Account, KeapUser
 from .quota import Quota
 from .state import AccessToken, State
 
+logger = logging.getLogger("django_infusionsoft.sandbox")
+
 PREFIX = "/crm/"
-MAX_PAGE = 1000  # keap-facts section 4
-
-
-class BadRequestError(Exception):
-    """The request's parameters or body are invalid; the text is sent in the reply."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """An authenticated API request: its user, its account, and the id in its path."""
-
-    request: Request
-    user: KeapUser
-    account: Account
-    number: int = 0
-
-
-View = Callable[[Call], Reply]
+KEPT_REFUSALS = 1000
+OPERATIONS: tuple[Operation, ...] = (
+    *people_api.OPERATIONS,
+    *contacts_api.OPERATIONS,
+    *tags_api.OPERATIONS,
+)
+NUMBER = r"(\d{1,18})"
 
 
 class Api:
@@ -43,19 +36,8 @@ class Api:
     def __init__(self, state: State) -> None:
         self._state = state
         self._quota = Quota(state.switches)
-        views: dict[str, dict[str, View]] = {
-            r"v1/oauth/connect/userinfo": {"GET": self._userinfo_v1},
-            r"v2/oauth/connect/userinfo": {"GET": self._userinfo_v2},
-            r"v1/account/profile": {"GET": self._profile},
-            r"v1/contacts": {"GET": self._contacts_v1, "POST": self._add_contact_v1},
-            r"v1/contacts/(\d{1,18})": {"GET": self._contact_v1},
-            r"v2/contacts": {"GET": self._contacts_v2, "POST": self._add_contact_v2},
-            r"v2/contacts/(\d{1,18})": {"GET": self._contact_v2},
-        }
-        self._routes = [
-            (re.compile(f"/crm/rest/{path}/?", re.ASCII), methods)
-            for path, methods in views.items()
-        ]
+        self.refused: deque[str] = deque(maxlen=KEPT_REFUSALS)
+        self._routes = [(_pattern(each.path), each) for each in OPERATIONS]
 
     def answer(self, request: Request) -> Reply:
         now = self._state.clock.now()
@@ -82,147 +64,65 @@ class Api:
         user = self._state.users.get(access.grant.email)
         if user is None:  # the sandbox was restarted with other users
             return _key_fault("Access Token not approved", "access_token_not_approved")
-        for pattern, methods in self._routes:
-            if match := pattern.fullmatch(request.path):
-                number = int(match[1]) if match.groups() else 0
-                if view := methods.get(request.method):
-                    call = Call(request, user, access.grant.account, number)
-                    return self._view(view, call)
-                allowed = {"Allow": ", ".join(methods)}
-                return _problem(request, 405, "Method Not Allowed", headers=allowed)
-        return _problem(request, 404, f"No such resource: {request.path}")
+        for pattern, operation in self._routes:
+            match = pattern.fullmatch(request.path)
+            if match and operation.method == request.method:
+                unknown = request.query.keys() - operation.parameters - {"access_token"}
+                if unknown:
+                    names = ", ".join(sorted(unknown))
+                    return self._refuse(request, 400, f"the parameter {names} is not played")
+                with self._state.lock:
+                    account = access.grant.account
+                    call = self._call(request, user, account, match.groups())
+                    return self._view(operation, call)
+        return self._refuse(request, 501, "this is not played")
 
-    def _view(self, view: View, call: Call) -> Reply:
+    def _view(self, operation: Operation, call: Call) -> Reply:
         try:
-            return view(call)
-        except BadRequestError as error:
-            return _problem(call.request, 400, str(error))
+            reply = operation.view(call)
+        except RefusedError as error:
+            return problem(call.request, error.status, str(error), details=error.details)
+        if operation.method != "GET":
+            self._state.on_change()
+        return reply
 
-    # User and account
+    def add(self, account: Account, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Store an object as by a request for it, without its authentication.
 
-    def _userinfo_v1(self, call: Call) -> Reply:
-        return json_reply(
-            {
-                **_person(call.user),
-                "global_user_id": _user_number(call.user),
-                "infusionsoft_id": call.user.email,
-            }
+        :raises ValueError: the request would be refused; the message is that of the reply.
+        """
+        operation = next(each for each in OPERATIONS if each.creates(kind))
+        target = f"/crm/rest/{operation.path}"
+        request = Request("POST", target, {}, json.dumps(dict(fields)).encode())
+        with self._state.lock:
+            reply = self._view(operation, self._call(request, self._owner(account), account))
+        content: dict[str, Any] = reply.json()
+        if reply.status >= 400:
+            raise ValueError(content["message"])
+        return content
+
+    def _owner(self, account: Account) -> KeapUser:
+        return self._state.owner_of(account.app_id)
+
+    def _call(
+        self, request: Request, user: KeapUser, account: Account, numbers: Sequence[str] = ()
+    ) -> Call:
+        return Call(
+            request,
+            user,
+            account,
+            self._state.records(account),
+            self._state.switches,
+            self._state.clock.now(),
+            tuple(map(int, numbers)),
         )
 
-    def _userinfo_v2(self, call: Call) -> Reply:
-        tenants = {"bare": call.account.app_id, "host": call.account.host}
-        tenant_id = tenants.get(self._state.switches.tenant_id)
-        return json_reply(
-            {
-                **_person(call.user),
-                "id": str(_user_number(call.user)),
-                "keap_id": call.user.email,
-                **({"tenant_id": tenant_id} if tenant_id else {}),
-            }
-        )
-
-    def _profile(self, call: Call) -> Reply:
-        address = {
-            "field": "BILLING",
-            "line1": "1 Sandbox Street",
-            "line2": "",
-            "locality": "Chandler",
-            "region": "AZ",
-            "postal_code": "85224",
-            "zip_code": "85224",
-            "zip_four": "",
-            "country_code": "USA",
-        }
-        return json_reply(
-            {
-                "name": call.account.title,
-                "email": call.user.email,
-                "phone": "(480) 555-0100",
-                "phone_ext": "",
-                "website": f"https://{call.account.app_id}.example",
-                "logo_url": "",
-                "time_zone": "America/Phoenix",
-                "language_tag": "en-US",
-                "currency_code": "USD",
-                "business_type": "",
-                "business_goals": [],
-                "business_primary_color": "",
-                "business_secondary_color": "",
-                "address": address,
-            }
-        )
-
-    # Contacts
-
-    def _contacts_v1(self, call: Call) -> Reply:
-        query = call.request.query
-        limit = _number(query, "limit", default=MAX_PAGE, least=1, most=MAX_PAGE)
-        offset = _number(query, "offset", default=0)
-        contacts = self._state.contacts(call.account)
-
-        def page(at: int) -> str:
-            # Keap sends both URLs on every page, including the last: a client stops at an
-            # empty page (captures in public code; not in keap-facts).
-            fields = {name: value for name, value in query.items() if name != "access_token"}
-            encoded = urlencode(fields | {"limit": limit, "offset": at})
-            return f"http://{call.request.host}{call.request.path}?{encoded}"
-
-        return json_reply(
-            {
-                "contacts": [each.as_v1() for each in contacts[offset : offset + limit]],
-                "count": len(contacts),
-                "next": page(offset + limit),
-                "previous": page(max(0, offset - limit)),
-            }
-        )
-
-    def _contacts_v2(self, call: Call) -> Reply:
-        query = call.request.query
-        # 0 is allowed (keap-facts section 4), and means the default here.
-        size = _number(query, "page_size", default=0, most=MAX_PAGE) or MAX_PAGE
-        offset = _offset(query.get("page_token", ""))
-        contacts = self._state.contacts(call.account)
-        end = offset + size
-        return json_reply(
-            {
-                "contacts": [each.as_v2() for each in contacts[offset:end]],
-                "next_page_token": _page_token(end) if end < len(contacts) else "",
-            }
-        )
-
-    def _contact_v1(self, call: Call) -> Reply:
-        for contact in self._state.contacts(call.account):
-            if contact.number == call.number:
-                return json_reply(contact.as_v1())
-        return _problem(call.request, 404, f"Contact with id {call.number} not found")
-
-    def _contact_v2(self, call: Call) -> Reply:
-        for contact in self._state.contacts(call.account):
-            if contact.number == call.number:
-                return json_reply(contact.as_v2())
-        details = [{"domain": "Contact", "resource": str(call.number)}]
-        message = f"Contact with id {call.number} not found"
-        return _problem(call.request, 404, message, details=details)
-
-    def _add_contact_v1(self, call: Call) -> Reply:
-        contact = self._add(call)
-        return json_reply(contact.as_v1(), status=201)
-
-    def _add_contact_v2(self, call: Call) -> Reply:
-        contact = self._add(call)
-        return json_reply(contact.as_v2(), status=201)
-
-    def _add(self, call: Call) -> Contact:
-        try:
-            fields = json.loads(call.request.body)
-        except ValueError:
-            raise BadRequestError("The body is not JSON.") from None
-        if not isinstance(fields, dict):
-            raise BadRequestError("The body is not a JSON object.")
-        try:
-            return self._state.add_contact(call.account, fields)
-        except ValueError as error:
-            raise BadRequestError(str(error)) from None
+    def _refuse(self, request: Request, status: int, why: str) -> Reply:
+        """Say what the sandbox does not play: in the reply, in the log and in `refused`."""
+        message = f"The sandbox does not play {request.method} {request.path}: {why}."
+        self.refused.append(message)
+        logger.warning(message)
+        return problem(request, status, message)
 
 
 def fault_reply(text: str, code: str, *, status: int = 401) -> Reply:
@@ -231,6 +131,11 @@ def fault_reply(text: str, code: str, *, status: int = 401) -> Reply:
     return json_reply(
         {"fault": fault}, status=status, headers={"Content-Type": "application/json"}
     )
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    numbers = re.sub(r"\{\w+\}", lambda _: NUMBER, path)
+    return re.compile(f"/crm/rest/{numbers}/?", re.ASCII)
 
 
 def _rejection(access: AccessToken, now: float) -> Reply | None:
@@ -243,64 +148,3 @@ def _rejection(access: AccessToken, now: float) -> Reply | None:
 
 def _key_fault(text: str, code: str) -> Reply:
     return fault_reply(text, f"keymanagement.service.{code}")
-
-
-def _problem(
-    request: Request,
-    status: int,
-    message: str,
-    *,
-    details: list[dict[str, str]] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Reply:
-    """Return an application error: v2's format is documented, v1's has `message`."""
-    if not request.path.startswith("/crm/rest/v2/"):
-        return json_reply({"message": message}, status=status, headers=headers)
-    names = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
-    content = {
-        "code": status,
-        "message": message,
-        "status": names[status],
-        "details": details or [],
-    }
-    return json_reply(content, status=status, headers=headers)
-
-
-def _person(user: KeapUser) -> dict[str, Any]:
-    return {
-        "sub": str(70_000 + _user_number(user)),
-        "email": user.email,
-        "given_name": user.given_name,
-        "family_name": user.family_name,
-        "middle_name": "",
-        "preferred_name": user.given_name,
-        "is_admin": user.is_admin,
-    }
-
-
-def _user_number(user: KeapUser) -> int:
-    """Return a number derived from the email address, so that it is the same after a restart."""
-    return 10_000 + crc32(user.email.encode()) % 90_000
-
-
-def _number(
-    query: Mapping[str, str], name: str, *, default: int, least: int = 0, most: int = 10**9
-) -> int:
-    text = query.get(name, str(default))
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:12]) <= most:
-        raise BadRequestError(f"{name} is a number from {least} to {most}.")
-    return int(text)
-
-
-def _page_token(offset: int) -> str:
-    return urlsafe_b64encode(f"offset:{offset}".encode()).decode()
-
-
-def _offset(page_token: str) -> int:
-    if not page_token:
-        return 0
-    try:
-        _, _, offset = urlsafe_b64decode(page_token).decode("ascii").partition("offset:")
-        return int(offset)
-    except (Base64Error, UnicodeDecodeError, ValueError):
-        raise BadRequestError("page_token does not belong to this list.") from None

@@ -56,11 +56,16 @@ class Fields(dict[str, str]):
     def __init__(self, encoded: str) -> None:
         super().__init__()
         self.repeated: set[str] = set()
-        for name, value in parse_qsl(encoded, keep_blank_values=True):
+        self._pairs = parse_qsl(encoded, keep_blank_values=True)
+        for name, value in self._pairs:
             if name in self:
                 self.repeated.add(name)
             else:
                 self[name] = value
+
+    def all(self, name: str) -> list[str]:
+        """Return each value of a field that may be repeated."""
+        return [value for each, value in self._pairs if each == name]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class Routes:
     def __init__(self, state: State, journal: Journal, addresses: Mapping[str, str]) -> None:
         self._state = state
         self.token_endpoint = token_endpoint.TokenEndpoint(state, journal)
-        self._api = api.Api(state)
+        self.api = api.Api(state)
         self._pages: dict[str, Callable[[Request], Reply]] = {
             authorize.PATH: authorize.AuthorizePage(state).answer,
             home.PATH: home.HomePage(state, addresses).answer,
@@ -43,7 +43,7 @@ class Routes:
         if entry is not None:
             return self.token_endpoint.answer(request, entry)
         if request.path.startswith(api.PREFIX):
-            return self._api.answer(request)
+            return self.api.answer(request)
         if request.path == token_endpoint.PATH:
             return Reply(405, {"Allow": "POST"})
         view = self._pages.get(request.path)

@@ -1,6 +1,6 @@
 """The sandbox as one object: start it, plan faults, inspect it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -203,9 +203,29 @@ class Sandbox:
         return self._journal.replays()
 
     @property
+    def refused(self) -> list[str]:
+        """What API requests asked for and the sandbox does not play, in words."""
+        return list(self._routes.api.refused)
+
+    @property
     def live_grants(self) -> list[Grant]:
         """Grants that can still be refreshed, with their newest refresh token."""
         return self._state.live_grants()
+
+    # Objects
+
+    def add(self, kind: Literal["contacts", "tags"], fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Store an object of the first account, as by the API of v2, and return it.
+
+        ValueError says what the API would.
+        """
+        return self._routes.api.add(self.accounts[0], kind, fields)
+
+    @property
+    def contacts(self) -> list[dict[str, Any]]:
+        """The first account's contacts, as in v2."""
+        with self._state.lock:
+            return [each.as_v2() for each in self._state.records(self.accounts[0]).contacts.all()]
 
     # Actions of Keap's users
 

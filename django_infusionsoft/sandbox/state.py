@@ -1,4 +1,4 @@
-"""The sandbox's state: codes, grants, token pairs, contacts. One lock protects it."""
+"""The sandbox's state: codes, grants, token pairs, objects. One lock protects it."""
 
 import secrets
 import threading
@@ -8,8 +8,8 @@ from itertools import chain
 from typing import Any
 
 from .clock import Clock
-from .contacts import Contact
 from .people import Account, Client, KeapUser
+from .records import Records
 from .switches import Switches
 
 ACCESS_TOKEN_LENGTH = 28  # keap-facts, "two gateway eras": Apigee's lengths
@@ -124,7 +124,7 @@ class State:
         self._grants: dict[str, list[Grant]] = {}
         self._refresh_tokens: dict[str, RefreshToken] = {}
         self._access_tokens: dict[str, AccessToken] = {}
-        self._contacts: dict[str, list[Contact]] = {}
+        self._records: dict[str, Records] = {}
 
     # Users
 
@@ -290,31 +290,14 @@ class State:
         for code in [each for each, known in self._codes.items() if now >= known.expires_at]:
             del self._codes[code]
 
-    # Contacts
+    # Objects
 
-    def contacts(self, account: Account) -> list[Contact]:
-        """Return the account's contacts, oldest first."""
+    def records(self, account: Account) -> Records:
+        """Return the account's objects; hold the lock while you use them."""
         with self.lock:
-            return list(self._contacts_of(account))
-
-    def add_contact(self, account: Account, fields: Mapping[str, Any]) -> Contact:
-        """Store a new contact with the account's next id."""
-        with self.lock:
-            contacts = self._contacts_of(account)
-            number = contacts[-1].number + 1 if contacts else 1
-            contact = Contact.made_of(fields, number=number, created_at=self.clock.now())
-            contacts.append(contact)
-            self.on_change()
-            return contact
-
-    def _contacts_of(self, account: Account) -> list[Contact]:
-        if account.app_id not in self._contacts:
-            now = self.clock.now()
-            self._contacts[account.app_id] = [
-                Contact(number, now, given_name, family_name, (email,))
-                for number, (given_name, family_name, email) in enumerate(account.contacts, 1)
-            ]
-        return self._contacts[account.app_id]
+            if account.app_id not in self._records:
+                self._records[account.app_id] = Records(account, self.clock.now())
+            return self._records[account.app_id]
 
     # Restarts
 
@@ -345,11 +328,8 @@ class State:
                             "access_tokens": access_tokens,
                         }
                     )
-            contacts = {
-                app_id: [each.as_json() for each in stored]
-                for app_id, stored in self._contacts.items()
-            }
-            return {"grants": grants, "contacts": contacts}
+            records = {app_id: each.as_json() for app_id, each in self._records.items()}
+            return {"grants": grants, "records": records}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Restore a snapshot; accounts that no longer exist are skipped."""
@@ -358,8 +338,9 @@ class State:
                 account = self.accounts.get(saved["account"])
                 if account is not None:
                     self._restore_grant(saved, account)
-            for app_id, saved in snapshot["contacts"].items():
-                self._contacts[app_id] = [Contact.from_json(each) for each in saved]
+            for app_id, saved in snapshot["records"].items():
+                if account := self.accounts.get(app_id):
+                    self.records(account).restore(saved)
 
     def _restore_grant(self, saved: Mapping[str, Any], account: Account) -> None:
         grant = Grant(

@@ -288,7 +288,7 @@ def test_url_is_resolved_at_keap_when_a_browser_would_leave_it(
     with credential.session() as session, suppress(ConfigurationError, InvalidURL):
         response = session.get(url.format(other_host=urlsplit(other_host.url).netloc))
         assert response.url.startswith(f"{sandbox.url}/")
-        assert response.status_code == 404
+        assert response.status_code == 501
     assert other_host.headers_seen == []
 
 

@@ -169,6 +169,199 @@ def test_contact_without_an_address_is_a_400(api: Api, version: str, body: bytes
     assert reply.json()["message"]
 
 
+# Contacts of v2
+
+
+NELL = {
+    "given_name": "Nell",
+    "family_name": "Ito",
+    "email_addresses": [
+        {"field": "EMAIL1", "email": "nell@ex.test"},
+        {"field": "EMAIL2", "email": "n.ito@ex.test"},
+    ],
+    "phone_numbers": [{"field": "PHONE2", "number": "(480) 555-0100", "type": "Work"}],
+    "addresses": [{"field": "BILLING", "line1": "1 Road", "country_code": "USA"}],
+    "custom_fields": [{"id": "1", "content": "blue"}],
+    "job_title": "Baker",
+    "company": {"id": "9"},
+}
+
+
+def test_all_fields_of_a_contact_come_back(api: Api) -> None:
+    created = api("v2/contacts", "POST", json=NELL).json()
+    for name, value in NELL.items():
+        if name != "email_addresses":
+            assert created[name] == value
+    emails = [(each["field"], each["email"]) for each in created["email_addresses"]]
+    assert emails == [("EMAIL1", "nell@ex.test"), ("EMAIL2", "n.ito@ex.test")]
+    assert None not in created.values()
+    assert created["create_time"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("filter=email==nell@ex.test", ["Nell"]),
+        ("filter=email==N.ITO@ex.test", ["Nell"]),
+        ("filter=given_name==ne*;family_name==Ito", ["Nell"]),
+        ("filter=given_name==nobody", []),
+        ("filter=ids==1,3", ["Bea", "Nell"]),
+        ("filter=start_update_time==2020-01-01T00:00:00.000Z", ["Bea", "Otto", "Nell"]),
+        ("order_by=given_name desc", ["Otto", "Nell", "Bea"]),
+    ],
+)
+def test_contacts_are_filtered_and_ordered(api: Api, query: str, names: list[str]) -> None:
+    api("v2/contacts", "POST", json=NELL)
+    found = api(f"v2/contacts?{query}").json()["contacts"]
+    assert [each["given_name"] for each in found] == names
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "filter=color==blue",
+        "filter=email",
+        "filter=given_name==*ell",
+        "filter=start_update_time==2026-01-01",
+        "order_by=shoe_size",
+        "fields=shoe_size",
+    ],
+)
+def test_what_is_wrong_in_a_query_is_a_400(api: Api, query: str) -> None:
+    assert api(f"v2/contacts?{query}").status_code == 400
+
+
+def test_only_the_named_fields_are_returned(api: Api) -> None:
+    (first, *_) = api("v2/contacts?fields=given_name,email_addresses").json()["contacts"]
+    assert first.keys() == {"id", "given_name", "email_addresses"}
+
+
+def test_contact_is_created_twice_without_an_option(api: Api) -> None:
+    first, second = (api("v2/contacts", "POST", json=NELL) for _ in range(2))
+    assert first.json()["id"] != second.json()["id"]
+    found = api("v2/contacts?duplicate_option=Email", "POST", json={**NELL, "given_name": "N"})
+    assert (found.status_code, found.json()["id"]) == (200, first.json()["id"])
+    other = {**NELL, "given_name": "M"}
+    created = api("v2/contacts?duplicate_option=EmailAndName", "POST", json=other)
+    assert created.status_code == 201
+    option = "v2/contacts?duplicate_option=EmailAndNameAndCompany"
+    assert api(option, "POST", json=NELL).status_code == 201  # never matches
+    assert api("v2/contacts?duplicate_option=Phone", "POST", json=NELL).status_code == 400
+
+
+def test_update_replaces_collections_whole(api: Api) -> None:
+    number = api("v2/contacts", "POST", json=NELL).json()["id"]
+    email = {"field": "EMAIL1", "email": "new@ex.test"}
+    changes = {"email_addresses": [email], "given_name": "N", "job_title": "Cook"}
+    mask = "update_mask=email_addresses&update_mask=given_name"
+    changed = api(f"v2/contacts/{number}?{mask}", "PATCH", json=changes).json()
+    assert [each["email"] for each in changed["email_addresses"]] == ["new@ex.test"]
+    assert (changed["given_name"], changed["job_title"]) == ("N", "Baker")
+    assert api(f"v2/contacts/{number}", "PATCH", json={"tag_ids": ["1"]}).status_code == 400
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_deleted_contact_is_gone(api: Api, version: str) -> None:
+    assert api(f"{version}/contacts/1", "DELETE").status_code == 204
+    assert api(f"{version}/contacts/1").status_code == 404
+    assert api("v2/contacts", "POST", json=NELL).json()["id"] == "3"
+
+
+def test_contact_of_v1_can_be_upserted(api: Api) -> None:
+    body = {"email_addresses": NELL["email_addresses"], "duplicate_option": "Email"}
+    created = api("v1/contacts", "PUT", json={**body, "given_name": "Nell"})
+    found = api("v1/contacts", "PUT", json={**body, "given_name": "N"})
+    assert (created.status_code, found.status_code) == (201, 200)
+    assert found.json()["id"] == created.json()["id"]
+    assert api("v1/contacts", "PUT", json={**body, "duplicate_option": "No"}).status_code == 400
+
+
+@pytest.mark.parametrize("body", [{"foo": 1}, {"tag_ids": [1]}, {"email_status": "x"}])
+def test_property_that_v1_does_not_take_is_a_400(api: Api, body: dict[str, Any]) -> None:
+    assert api("v1/contacts/1", "PATCH", json=body).status_code == 400
+
+
+def test_v1_leaves_out_optional_properties(api: Api) -> None:
+    number = api("v2/contacts", "POST", json=NELL).json()["id"]
+    assert "custom_fields" not in api(f"v1/contacts/{number}").json()
+    found = api(f"v1/contacts/{number}?optional_properties=custom_fields,job_title").json()
+    assert (found["custom_fields"], found["job_title"]) == (
+        [{"id": 1, "content": "blue"}],
+        "Baker",
+    )
+    assert api(f"v1/contacts/{number}?optional_properties=color").status_code == 400
+
+
+def test_custom_field_is_in_the_model(api: Api) -> None:
+    body = {"label": "Favorite Color", "field_type": "TEXT"}
+    created = api("v2/contacts/model/customFields", "POST", json=body).json()["custom_field"]
+    assert (created["label"], created["field_name"]) == ("Favorite Color", "FavoriteColor")
+    assert api("v2/contacts/model").json()["custom_fields"] == [created]
+
+
+# Tags
+
+
+def test_tags_are_applied_and_removed_with_a_result_for_each(api: Api) -> None:
+    tag = api("v2/tags", "POST", json={"name": "x" * 300}).json()
+    assert len(tag["name"]) == 255
+    path = f"v2/tags/{tag['id']}/contacts"
+    ids = {"contact_ids": ["1", "999"]}
+    first, second = (api(f"{path}:applyTags", "POST", json=ids).json() for _ in range(2))
+    assert first == {"results": {"1": "SUCCESS", "999": "CONTACT_DOES_NOT_EXIST"}}
+    assert second["results"]["1"] == "ALREADY_APPLIED"
+    assert [each["id"] for each in api(path).json()["contacts"]] == ["1"]
+    assert api("v2/contacts/1").json()["tag_ids"] == [tag["id"]]
+    assert api(f"{path}:removeTags", "POST", json=ids).status_code == 204
+    assert api(path).json()["contacts"] == []
+
+
+def test_tags_are_listed_with_their_category(api: Api) -> None:
+    category = api("v2/tags/categories", "POST", json={"name": "Leads"}).json()
+    assert api(f"v2/tags/categories/{category['id']}").json() == category
+    assert api("v2/tags/categories").json()["tag_categories"] == [category]
+    body = {"name": "Hot", "category": {"id": category["id"]}}
+    tag = api("v2/tags", "POST", json=body).json()
+    api("v2/tags", "POST", json={"name": "Cold"})
+    assert api("v2/tags?filter=name==hot").json()["tags"] == [tag]
+    found = api(f"v2/tags?filter=category_id=={category['id']}").json()["tags"]
+    assert [each["name"] for each in found] == ["Hot"]
+    found = api("v2/tags?filter=category_id==NONE").json()["tags"]
+    assert [each["name"] for each in found] == ["Cold"]
+    assert api("v2/tags", "POST", json={}).status_code == 400
+    assert api("v2/tags", "POST", json={**body, "category": {"id": "9"}}).status_code == 400
+
+
+def test_tags_of_v1_have_a_limit(api: Api) -> None:
+    tag = api("v2/tags", "POST", json={"name": "Hot"}).json()
+    number = int(tag["id"])
+    reply = api("v1/contacts/1/tags", "POST", json={"tagIds": [number, 99]})
+    assert reply.json() == {str(number): "SUCCESS", "99": "FAILURE"}
+    assert api("v1/contacts/1").json()["tag_ids"] == [number]
+    assert api("v1/contacts/1/tags", "POST", json={"tagIds": [1] * 101}).status_code == 400
+    assert api(f"v1/contacts/1/tags?ids={number}", "DELETE").status_code == 204
+    assert api("v1/contacts/1").json()["tag_ids"] == []
+
+
+def test_deleted_tag_is_gone_from_its_contacts(api: Api) -> None:
+    tag = api("v2/tags", "POST", json={"name": "Hot"}).json()
+    api(f"v2/tags/{tag['id']}/contacts:applyTags", "POST", json={"contact_ids": ["1"]})
+    assert api(f"v2/tags/{tag['id']}", "DELETE").status_code == 204
+    assert api(f"v2/tags/{tag['id']}").status_code == 404
+    assert api("v2/contacts/1").json()["tag_ids"] == []
+
+
+def test_objects_can_be_added_and_seen_without_the_api(sandbox: Sandbox, api: Api) -> None:
+    added = sandbox.add("contacts", NELL)
+    assert sandbox.contacts[-1] == added == api(f"v2/contacts/{added['id']}").json()
+    with pytest.raises(ValueError, match="needs an email address"):
+        sandbox.add("contacts", {"given_name": "Nobody"})
+
+
+def test_business_profile_names_the_account(api: Api) -> None:
+    assert api("v2/businessProfile").json()["name"] == "Acme Bakery"
+
+
 # Errors
 
 
@@ -186,14 +379,30 @@ def test_missing_contact_has_a_message_in_v1(api: Api) -> None:
     assert reply.json().keys() == {"message"}
 
 
-def test_unknown_path_is_404_with_a_token(api: Api) -> None:
-    assert api("v2/unicorns").status_code == 404
-
-
-def test_wrong_method_is_405(api: Api) -> None:
-    reply = api("v2/contacts", "DELETE")
-    assert reply.status_code == 405
-    assert reply.headers["Allow"] == "GET, POST"
+@pytest.mark.parametrize(
+    ("method", "path", "status", "what"),
+    [
+        ("GET", "v2/unicorns", 501, "GET /crm/rest/v2/unicorns"),
+        ("DELETE", "v2/contacts", 501, "DELETE /crm/rest/v2/contacts"),
+        ("GET", "v2/contacts/abc", 501, "GET /crm/rest/v2/contacts/abc"),
+        ("GET", "v2/contacts?email=a@ex.test", 400, "parameter email"),
+        ("GET", "v1/contacts?since=2026-01-01", 400, "parameter since"),
+    ],
+)
+def test_what_is_not_played_is_refused(
+    sandbox: Sandbox,
+    api: Api,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    path: str,
+    status: int,
+    what: str,
+) -> None:
+    reply = api(path, method)
+    assert reply.status_code == status
+    assert what in reply.json()["message"]
+    assert sandbox.refused == [reply.json()["message"]]
+    assert reply.json()["message"] in caplog.text
 
 
 def test_unknown_path_is_401_without_a_token(sandbox: Sandbox) -> None:
