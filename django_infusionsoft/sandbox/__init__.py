@@ -7,7 +7,7 @@ uncertain. It never contacts Keap's servers, and uses no Django settings.
 from . import faults
 from .clock import Clock
 from .faults import Fault, Gate
-from .journal import TokenRequest
+from .journal import ApiRequest, TokenRequest
 from .messages import Reply
 from .people import Account, Client, KeapUser
 from .sandbox import Sandbox
@@ -17,6 +17,7 @@ from .switches import Switches
 
 __all__ = [
     "Account",
+    "ApiRequest",
     "Client",
     "Clock",
     "Fault",

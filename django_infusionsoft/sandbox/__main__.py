@@ -141,7 +141,7 @@ def _add_switches(group: argparse._ArgumentGroup) -> None:
     hints = get_type_hints(Switches)
     for each in fields(Switches):
         flag = "--" + each.name.replace("_", "-")
-        kind: dict[str, Any] = {"type": float, "metavar": "SECONDS"}
+        kind: dict[str, Any] = {"type": float, "metavar": "NUMBER"}
         if get_origin(hints[each.name]) is Literal:
             kind = {"choices": get_args(hints[each.name])}
         elif hints[each.name] is bool:

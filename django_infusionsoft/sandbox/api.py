@@ -7,13 +7,13 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import contacts_api, people_api, tags_api
 from .calls import Call, Operation, RefusedError, problem
-from .messages import Reply, Request, json_reply
+from .gateway import fault_reply, key_fault, not_approved
+from .messages import Reply, Request
 from .people import Account, KeapUser
 from .quota import Quota
 from .state import AccessToken, State
@@ -40,17 +40,29 @@ class Api:
         self._routes = [(_pattern(each.path), each) for each in OPERATIONS]
 
     def answer(self, request: Request) -> Reply:
+        return self._behind_gateway(request, lambda access: self._route(request, access))
+
+    def in_place(self, request: Request, reply: Reply) -> Reply:
+        """Return a fault's reply with the headers of the gateway, and count the request."""
+        access = self._state.access(self._access_token(request))
+        if access is None or reply.status == 401:
+            return self._quota.unauthorized(reply)
         now = self._state.clock.now()
-        access_token = self._access_token(request)
+        return self._quota.apply(now, access.grant, lambda: reply, is_enforced=False)
+
+    def _behind_gateway(self, request: Request, view: Callable[[AccessToken], Reply]) -> Reply:
+        """Let a request with a valid access token and within the limits through."""
+        access_token, now = self._access_token(request), self._state.clock.now()
         access = self._state.access(access_token)
         if not access_token:
             reply = fault_reply("Invalid access token", "oauth.v2.InvalidAccessToken")
         elif access is None:
-            reply = _key_fault("Invalid Access Token", "invalid_access_token")
+            reply = key_fault("Invalid Access Token", "invalid_access_token")
+        elif rejection := _rejection(access, now):
+            reply = rejection
         else:
-            reply = _rejection(access, now) or self._route(request, access)
-        grant = access.grant if access and reply.status != 401 else None
-        return replace(reply, headers={**reply.headers, **self._quota.headers(now, grant)})
+            return self._quota.apply(now, access.grant, lambda: view(access))
+        return self._quota.unauthorized(reply)
 
     def _access_token(self, request: Request) -> str:
         scheme, _, access_token = request.headers.get("authorization", "").partition(" ")
@@ -63,7 +75,7 @@ class Api:
     def _route(self, request: Request, access: AccessToken) -> Reply:
         user = self._state.users.get(access.grant.email)
         if user is None:  # the sandbox was restarted with other users
-            return _key_fault("Access Token not approved", "access_token_not_approved")
+            return not_approved()
         for pattern, operation in self._routes:
             match = pattern.fullmatch(request.path)
             if match and operation.method == request.method:
@@ -125,14 +137,6 @@ class Api:
         return problem(request, status, message)
 
 
-def fault_reply(text: str, code: str, *, status: int = 401) -> Reply:
-    """Return a gateway fault (keap-facts section 7)."""
-    fault = {"faultstring": text, "detail": {"errorcode": code}}
-    return json_reply(
-        {"fault": fault}, status=status, headers={"Content-Type": "application/json"}
-    )
-
-
 def _pattern(path: str) -> re.Pattern[str]:
     numbers = re.sub(r"\{\w+\}", lambda _: NUMBER, path)
     return re.compile(f"/crm/rest/{numbers}/?", re.ASCII)
@@ -140,11 +144,7 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 def _rejection(access: AccessToken, now: float) -> Reply | None:
     if access.is_revoked or access.grant.is_revoked:
-        return _key_fault("Access Token not approved", "access_token_not_approved")
+        return not_approved()
     if now >= access.expires_at:
-        return _key_fault("Access Token expired", "access_token_expired")
+        return key_fault("Access Token expired", "access_token_expired")
     return None
-
-
-def _key_fault(text: str, code: str) -> Reply:
-    return fault_reply(text, f"keymanagement.service.{code}")

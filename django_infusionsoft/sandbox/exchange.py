@@ -5,7 +5,7 @@ import struct
 import sys
 import threading
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 
@@ -13,6 +13,7 @@ from .faults import HEADER, NO_FAULT, Fault, named
 from .journal import TokenRequest
 from .messages import Reply, Request, json_reply
 from .plan import Plan
+from .quota import quota_headers
 from .routes import Routes, is_token_request
 
 
@@ -47,12 +48,15 @@ class Exchange:
         self._entry: TokenRequest | None = None
         if is_token_request(request):
             self._entry = shared.routes.token_endpoint.entry(request)
+        self._api_entry = shared.routes.note_api_request(request)
 
     def run(self) -> int:
         """Reply, and return the status that was sent; 0 if the reply was dropped."""
         fault = self._fault()
         if self._entry is not None:
             self._entry.fault = str(fault)
+        if self._api_entry is not None:
+            self._api_entry.fault = str(fault)
         try:
             return self._run(fault)
         except (OSError, StoppedError):
@@ -91,13 +95,15 @@ class Exchange:
             # Before sending: a client that has the reply must find it in the journal.
             self._entry.status = reply.status
             self._entry.is_delivered = not fault.drop
+        if self._api_entry is not None:
+            self._api_entry.status = reply.status
         self._send(reply, fault)
         return self._drop(fault) if fault.drop else reply.status
 
     def _reply(self, fault: Fault) -> Reply:
         if fault.reply is not None and not fault.is_processed:
             self._note_unprocessed()
-            return fault.reply
+            return self._shared.routes.in_place(self._request, fault.reply)
         try:
             return self._processed(fault)
         # A bug in the sandbox must not look like a lost reply.
@@ -108,7 +114,8 @@ class Exchange:
     def _processed(self, fault: Fault) -> Reply:
         reply = self._shared.routes.answer(self._request, self._entry)
         if fault.reply is not None:
-            return fault.reply
+            headers = {**quota_headers(reply), **fault.reply.headers}
+            return replace(fault.reply, headers=headers)
         if fault.edit is None:
             return reply
         content = reply.json()

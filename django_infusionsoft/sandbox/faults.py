@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .api import fault_reply
+from .gateway import fault_reply, not_approved, quota_exceeded, spike_arrest
 from .messages import NO_STORE, Reply, html_reply, json_reply
 
 HEADER = "x-sandbox-fault"
@@ -167,25 +167,17 @@ def edited(edit: JsonEdit) -> Fault:
 
 def throttled(retry_after: float | None = None) -> Fault:
     """429 of the quota (keap-facts section 6)."""
-    content = {
-        "code": "429",
-        "message": "Quota Exceeded",
-        "status": "Request Throttled",
-        "details": None,
-    }
-    headers = {"Content-Type": "application/json", **_retry_after(retry_after)}
-    return Fault(("throttled",), reply=json_reply(content, status=429, headers=headers))
+    return Fault(("throttled",), reply=_later(quota_exceeded(), retry_after))
 
 
 def spike(retry_after: float | None = None) -> Fault:
     """429 of the spike arrest (keap-facts section 6)."""
-    rate = (
-        "MessageRate{messagesPerPeriod=25, periodInMicroseconds=1000000, maxBurstMessageCount=2.0}"
-    )
-    text = f"Spike arrest violation. Allowed rate : {rate}"
-    reply = fault_reply(text, "policies.ratelimit.SpikeArrestViolation", status=429)
-    headers = {**reply.headers, **_retry_after(retry_after)}
-    return Fault(("spike",), reply=replace(reply, headers=headers))
+    return Fault(("spike",), reply=_later(spike_arrest(), retry_after))
+
+
+def access_token_revoked() -> Fault:
+    """401 of a revoked access token (keap-facts section 7)."""
+    return Fault(("access-token-revoked",), reply=not_approved())
 
 
 def error_500() -> Fault:
@@ -204,8 +196,7 @@ def error_503(retry_after: float | None = None) -> Fault:
     """503 with a gateway fault."""
     text = "The Service is temporarily unavailable"
     reply = fault_reply(text, "messaging.adaptors.http.flow.ServiceUnavailable", status=503)
-    headers = {**reply.headers, **_retry_after(retry_after)}
-    return Fault(("error-503",), reply=replace(reply, headers=headers))
+    return Fault(("error-503",), reply=_later(reply, retry_after))
 
 
 def error_596() -> Fault:
@@ -236,6 +227,7 @@ def error_200() -> Fault:
 
 # Names for the header and the command line; each takes at most one number after "=".
 NAMED: dict[str, Callable[..., Fault]] = {
+    "access-token-revoked": access_token_revoked,
     "drip": drip,
     "drop-after": drop_after,
     "drop-before": drop_before,
@@ -284,8 +276,10 @@ def _seconds(name: str, text: str) -> float:
     return int(number) if number == int(number) else number
 
 
-def _retry_after(seconds: float | None) -> dict[str, str]:
-    return {} if seconds is None else {"Retry-After": f"{seconds:g}"}
+def _later(reply: Reply, seconds: float | None) -> Reply:
+    if seconds is None:
+        return reply
+    return replace(reply, headers={**reply.headers, "Retry-After": f"{seconds:g}"})
 
 
 def _error_page(status: int, text: str) -> Reply:

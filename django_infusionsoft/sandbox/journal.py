@@ -1,11 +1,13 @@
-"""The requests at the token endpoint, in order."""
+"""The requests at the token endpoint and of the API, in order."""
 
 import threading
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 KEPT_REQUESTS = 200_000
+KEPT_API_REQUESTS = 10_000
 
 
 def fingerprint(secret: str) -> str:
@@ -42,11 +44,30 @@ class TokenRequest:
         return fingerprint(self.refresh_token)
 
 
+@dataclass
+class ApiRequest:
+    """One request of the API, without its access token.
+
+    `at`: epoch seconds of its arrival by the sandbox's clock. `account`: the app id that the
+    access token belongs to; '' if it is unknown. `status`: as sent; 0 if no reply was sent.
+    """
+
+    at: float
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+    account: str
+    fault: str = ""
+    status: int = 0
+
+
 class Journal:
-    """The last KEPT_REQUESTS token requests, and counts of all of them."""
+    """The last requests, and counts of all token requests."""
 
     def __init__(self) -> None:
         self._requests: deque[TokenRequest] = deque(maxlen=KEPT_REQUESTS)
+        self._api_requests: deque[ApiRequest] = deque(maxlen=KEPT_API_REQUESTS)
         self._presentations: Counter[str] = Counter()
         self._count = 0
         self._replays = 0
@@ -61,6 +82,14 @@ class Journal:
             self._replays += entry.is_replay
             if entry.refresh_token:
                 self._presentations[entry.refresh_token] += 1
+
+    def add_api_request(self, entry: ApiRequest) -> None:
+        with self._lock:
+            self._api_requests.append(entry)
+
+    def api_requests(self) -> list[ApiRequest]:
+        with self._lock:
+            return list(self._api_requests)
 
     def requests(self) -> list[TokenRequest]:
         with self._lock:

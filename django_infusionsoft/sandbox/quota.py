@@ -1,63 +1,104 @@
-"""The x-keap-* headers of every API reply (keap-facts section 6). Counted, never enforced."""
+"""Keap's limits, and the x-keap-* headers of every API reply (keap-facts sections 6 and 13)."""
 
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
 from uuid import uuid4
 
-from .people import Account
+from .gateway import quota_exceeded, spike_arrest
+from .messages import Reply
 from .state import Grant
 from .switches import Switches
 
-DAY, MINUTE = 86_400, 60
-PRODUCT_DAY, PRODUCT_MINUTE = 150_000, 1_500  # per client, over all tenants
-TENANT_DAY, TENANT_MINUTE = 250_000, 10_000  # per tenant, any client, since 2026-06-08
+PREFIX: Final = "x-keap-"
+DAY, MINUTE, SECOND = 86_400, 60, 1
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How many requests a window has had, and how many it may have. A limit of 0 is none."""
+
+    limit: int
+    used: int
+
+    @property
+    def is_exceeded(self) -> bool:
+        return 0 < self.limit < self.used
 
 
 class Quota:
-    """Counts requests in the current minute and day, by client and by tenant."""
+    """Counts requests by client and by tenant, and refuses those over a limit."""
 
     def __init__(self, switches: Switches) -> None:
         self._switches = switches
         self._windows: dict[tuple[str, int], tuple[int, int]] = {}
         self._lock = threading.Lock()
 
-    def headers(self, now: float, grant: Grant | None) -> dict[str, str]:
-        """Count one request, and return its headers, with blank values if it is unauthorized."""
+    def apply(
+        self,
+        now: float,
+        grant: Grant,
+        make_reply: Callable[[], Reply],
+        *,
+        is_enforced: bool = True,
+    ) -> Reply:
+        """Count a request; return the reply, or the 429 of an exceeded limit, with headers."""
+        usage = self._count(now, grant)
+        refusal = _refusal(usage) if is_enforced and self._switches.quota_enforced else None
+        reply = refusal or make_reply()
+        if reply.status == 401:
+            return self.unauthorized(reply)
+        return self._with_headers(reply, self._headers(now, grant, usage))
+
+    def unauthorized(self, reply: Reply) -> Reply:
+        """Return a 401 with its headers: units and intervals, but no numbers."""
+        return self._with_headers(reply, self._families({}))
+
+    def _with_headers(self, reply: Reply, headers: Mapping[str, str]) -> Reply:
         if self._switches.quota_headers == "off":
-            return {}
-        names = self._blank_names()
-        if grant is None:
-            return names
-        product = self._product(now, f"client {grant.client_id}")
-        return names | product | self._tenant(now, grant.account)
+            return reply
+        common = {
+            f"{PREFIX}product-quota-expiry-time": "",
+            f"{PREFIX}tenant-id": "",
+            "x-request-id": str(uuid4()),
+        }
+        return replace(reply, headers={**common, **headers, **reply.headers})
 
-    def _blank_names(self) -> dict[str, str]:
-        scopes = ("product-quota", "product-throttle", "tenant-throttle")
-        parts = ("limit", "time-unit", "interval", "available", "used")
-        names = {f"x-keap-{scope}-{part}": "" for scope in scopes for part in parts}
-        names["x-keap-product-quota-expiry-time"] = ""
-        names["x-keap-tenant-id"] = ""
-        names["x-request-id"] = str(uuid4())
-        return names
-
-    def _product(self, now: float, client: str) -> dict[str, str]:
-        day, minute = self._count(client, DAY, now), self._count(client, MINUTE, now)
+    def _headers(self, now: float, grant: Grant, usage: Mapping[str, Usage]) -> dict[str, str]:
         next_day = (int(now) // DAY + 1) * DAY
         return {
-            **_family("product-quota", PRODUCT_DAY, "day", day),
-            "x-keap-product-quota-expiry-time": str(next_day * 1000),
-            **_family("product-throttle", PRODUCT_MINUTE, "minute", minute),
+            **self._families(usage),
+            f"{PREFIX}product-quota-expiry-time": str(next_day * 1000),
+            f"{PREFIX}tenant-id": grant.account.host,
         }
 
-    def _tenant(self, now: float, account: Account) -> dict[str, str]:
-        day = self._count(f"tenant {account.app_id}", DAY, now)
-        minute = self._count(f"tenant {account.app_id}", MINUTE, now)
-        family = _family("tenant-throttle", TENANT_MINUTE, "minute", minute)
+    def _families(self, usage: Mapping[str, Usage]) -> dict[str, str]:
+        tenant = _family("tenant-throttle", "minute", usage.get("tenant_minute"))
         if self._switches.quota_headers == "piped":
-            by_day = _family("tenant-throttle", TENANT_DAY, "day", day)
-            family = {name: f"{value}|{by_day[name]}" for name, value in family.items()}
-        return {**family, "x-keap-tenant-id": account.host}
+            by_day = _family("tenant-throttle", "day", usage.get("tenant_day"))
+            tenant = {name: f"{value}|{by_day[name]}" for name, value in tenant.items()}
+        return {
+            **_family("product-quota", "day", usage.get("client_day")),
+            **_family("product-throttle", "minute", usage.get("client_minute")),
+            **tenant,
+        }
 
-    def _count(self, subject: str, window_seconds: int, now: float) -> int:
+    def _count(self, now: float, grant: Grant) -> dict[str, Usage]:
+        client, tenant = f"client {grant.client_id}", f"tenant {grant.account.app_id}"
+        windows = {
+            "client_second": (client, SECOND),
+            "client_minute": (client, MINUTE),
+            "client_day": (client, DAY),
+            "tenant_minute": (tenant, MINUTE),
+            "tenant_day": (tenant, DAY),
+        }
+        return {
+            name: Usage(int(getattr(self._switches, f"{name}_limit")), self._used(*window, now))
+            for name, window in windows.items()
+        }
+
+    def _used(self, subject: str, window_seconds: int, now: float) -> int:
         current = int(now // window_seconds)
         with self._lock:
             window, used = self._windows.get((subject, window_seconds), (current, 0))
@@ -66,11 +107,21 @@ class Quota:
             return used
 
 
-def _family(scope: str, limit: int, time_unit: str, used: int) -> dict[str, str]:
-    return {
-        f"x-keap-{scope}-limit": str(limit),
-        f"x-keap-{scope}-time-unit": time_unit,
-        f"x-keap-{scope}-interval": "1",
-        f"x-keap-{scope}-available": str(max(0, limit - used)),
-        f"x-keap-{scope}-used": str(used),
-    }
+def quota_headers(reply: Reply) -> dict[str, str]:
+    """Return a reply's headers that are about limits."""
+    return {name: value for name, value in reply.headers.items() if name.startswith(PREFIX)}
+
+
+def _refusal(usage: Mapping[str, Usage]) -> Reply | None:
+    if usage["client_second"].is_exceeded:
+        return spike_arrest(usage["client_second"].limit)
+    return quota_exceeded() if any(each.is_exceeded for each in usage.values()) else None
+
+
+def _family(scope: str, time_unit: str, usage: Usage | None) -> dict[str, str]:
+    parts = {"limit": "", "available": "", "used": "", "time-unit": time_unit, "interval": "1"}
+    if usage is not None:
+        parts["limit"] = str(usage.limit)
+        parts["available"] = str(max(0, usage.limit - usage.used))
+        parts["used"] = str(usage.used)
+    return {f"{PREFIX}{scope}-{part}": value for part, value in parts.items()}

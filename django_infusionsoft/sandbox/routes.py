@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from . import api, authorize, home, token_endpoint
-from .journal import Journal, TokenRequest
+from .journal import ApiRequest, Journal, TokenRequest
 from .messages import Reply, Request
 from .render import error_page
 from .state import State
@@ -14,6 +14,7 @@ class Routes:
 
     def __init__(self, state: State, journal: Journal, addresses: Mapping[str, str]) -> None:
         self._state = state
+        self._journal = journal
         self.token_endpoint = token_endpoint.TokenEndpoint(state, journal)
         self.api = api.Api(state)
         self._pages: dict[str, Callable[[Request], Reply]] = {
@@ -37,6 +38,27 @@ class Routes:
             return self._state.account_behind(form.get("refresh_token") or form.get("code", ""))
         _, _, access_token = request.headers.get("authorization", "").partition(" ")
         return self._state.account_behind(access_token)
+
+    def note_api_request(self, request: Request) -> ApiRequest | None:
+        """Return the journal's new entry for a request of the API, and None for others."""
+        if not request.path.startswith(api.PREFIX):
+            return None
+        query = {name: value for name, value in request.query.items() if name != "access_token"}
+        entry = ApiRequest(
+            self._state.clock.now(),
+            request.method,
+            request.path,
+            query,
+            request.body,
+            self.account(request),
+        )
+        self._journal.add_api_request(entry)
+        return entry
+
+    def in_place(self, request: Request, reply: Reply) -> Reply:
+        """Return what is sent instead of processing the request."""
+        is_api = request.path.startswith(api.PREFIX)
+        return self.api.in_place(request, reply) if is_api else reply
 
     def answer(self, request: Request, entry: TokenRequest | None) -> Reply:
         """Process a request. `entry`: the journal's entry for a token request."""

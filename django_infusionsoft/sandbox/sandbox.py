@@ -10,7 +10,7 @@ from . import authorize, storage, token_endpoint
 from .clock import Clock
 from .exchange import Shared
 from .faults import Endpoint, Fault, Gate, hold, named
-from .journal import Journal, TokenRequest
+from .journal import ApiRequest, Journal, TokenRequest
 from .messages import FORM, Request
 from .people import DEFAULT_USERS, Account, Client, KeapUser, one_user
 from .plan import Plan
@@ -201,6 +201,11 @@ class Sandbox:
     def replays(self) -> int:
         """How many times a used refresh token was presented."""
         return self._journal.replays()
+
+    @property
+    def api_requests(self) -> list[ApiRequest]:
+        """The API's requests in the order of their arrival."""
+        return self._journal.api_requests()
 
     @property
     def refused(self) -> list[str]:

@@ -55,6 +55,15 @@ class Switches:
         "piped", "x-keap-* headers: tenant family as minute|day, as scalars, or none at all"
     )
 
+    quota_enforced: bool = _switch(True, "refuse API requests over a limit with a 429")
+    client_second_limit: float = _switch(
+        0, "API requests of a client in a second, over all accounts; Keap allows 25; 0 is no limit"
+    )
+    client_minute_limit: float = _switch(1_500, "API requests of a client in a minute")
+    client_day_limit: float = _switch(150_000, "API requests of a client in a day (UTC)")
+    tenant_minute_limit: float = _switch(10_000, "API requests to an account in a minute")
+    tenant_day_limit: float = _switch(250_000, "API requests to an account in a day (UTC)")
+
     def __setattr__(self, name: str, value: object) -> None:
         expected = _hints().get(name)
         if expected is None:
@@ -85,4 +94,4 @@ def _problem(expected: Any, value: object) -> str:
     if expected is bool:
         return "" if isinstance(value, bool) else "must be True or False"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "" if is_number and value >= 0 else "must be a number of seconds, 0 or more"  # type: ignore[operator]
+    return "" if is_number and value >= 0 else "must be a number, 0 or more"  # type: ignore[operator]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from hmac import compare_digest
 from typing import Any
 
-from .api import fault_reply
+from .gateway import fault_reply
 from .journal import Journal, TokenRequest
 from .messages import NO_STORE, Reply, Request, html_reply, json_reply
 from .state import RefusedError, State, TokenPair

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import requests
 
-from django_infusionsoft.sandbox import Sandbox
+from django_infusionsoft.sandbox import Fault, Sandbox, faults
 
 
 @pytest.fixture
@@ -362,6 +362,21 @@ def test_business_profile_names_the_account(api: Api) -> None:
     assert api("v2/businessProfile").json()["name"] == "Acme Bakery"
 
 
+# What a test can see
+
+
+def test_requests_of_the_api_are_recorded(sandbox: Sandbox, api: Api) -> None:
+    sandbox.plan(faults.drop_before(), endpoint="api")
+    with pytest.raises(requests.ConnectionError):
+        api("v2/contacts")
+    api("v2/contacts?filter=email==x", "POST", data=b"{}")
+    dropped, refused = sandbox.api_requests
+    assert (dropped.method, dropped.status, dropped.fault) == ("GET", 0, "drop-before")
+    assert (refused.method, refused.path) == ("POST", "/crm/rest/v2/contacts")
+    assert (refused.query, refused.body) == ({"filter": "email==x"}, b"{}")
+    assert (refused.account, refused.status) == ("ab123", 400)
+
+
 # Errors
 
 
@@ -526,7 +541,61 @@ def test_quota_headers_are_blank_on_401(sandbox: Sandbox) -> None:
     headers = requests.get(f"{sandbox.api_url}v2/contacts", timeout=10).headers
     assert headers["x-keap-product-quota-limit"] == ""
     assert headers["x-keap-tenant-id"] == ""
+    assert headers["x-keap-product-quota-time-unit"] == "day"
+    assert headers["x-keap-tenant-throttle-time-unit"] == "minute|day"
+    assert headers["x-keap-tenant-throttle-interval"] == "1|1"
 
 
 def test_quota_headers_are_present_on_404(api: Api) -> None:
     assert api("v2/contacts/999").headers["x-keap-product-quota-limit"] == "150000"
+
+
+@pytest.mark.parametrize("fault", [faults.throttled(), faults.spike(), faults.error_503()])
+def test_quota_headers_are_present_on_faults(sandbox: Sandbox, api: Api, fault: Fault) -> None:
+    sandbox.plan(fault, endpoint="api")
+    assert api("v2/contacts").headers["x-keap-product-quota-used"] == "1"
+    sandbox.plan(faults.answer(502, is_processed=True), endpoint="api")
+    assert api("v2/contacts").headers["x-keap-product-quota-used"] == "2"
+
+
+def test_quota_headers_are_blank_on_a_fault_of_401(sandbox: Sandbox, api: Api) -> None:
+    sandbox.plan("access-token-revoked", endpoint="api")
+    reply = api("v2/contacts")
+    assert reply.json()["fault"]["faultstring"] == "Access Token not approved"
+    assert reply.headers["x-keap-product-quota-limit"] == ""
+    assert api("v2/contacts").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["client_minute_limit", "client_day_limit", "tenant_minute_limit", "tenant_day_limit"],
+)
+def test_request_over_a_limit_is_refused(sandbox: Sandbox, api: Api, limit: str) -> None:
+    setattr(sandbox.switches, limit, 1)
+    assert api("v2/contacts").status_code == 200
+    reply = api("v2/contacts", "POST", json=new_contact(1))
+    assert reply.status_code == 429
+    assert reply.json()["code"] == "429"
+    assert reply.json()["message"] == "Quota Exceeded"
+    assert len(sandbox.contacts) == 2
+    sandbox.switches.quota_enforced = False
+    assert api("v2/contacts").status_code == 200
+
+
+def test_exceeded_limit_names_nothing_available(sandbox: Sandbox, api: Api) -> None:
+    sandbox.switches.client_minute_limit = 1
+    api("v2/contacts")
+    headers = api("v2/contacts").headers
+    assert headers["x-keap-product-throttle-limit"] == "1"
+    assert headers["x-keap-product-throttle-available"] == "0"
+
+
+def test_too_many_requests_in_a_second_are_a_spike(sandbox: Sandbox, api: Api) -> None:
+    sandbox.switches.client_second_limit = 1
+    refused = [
+        reply for reply in (api("v2/contacts") for _ in range(9)) if reply.status_code != 200
+    ]
+    errorcode = refused[0].json()["fault"]["detail"]["errorcode"]
+    assert errorcode == "policies.ratelimit.SpikeArrestViolation"
+    sandbox.clock.advance(60)
+    assert api("v2/contacts").status_code == 200

@@ -392,7 +392,7 @@ def test_header_does_not_use_up_the_plan(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("explode", "Unknown fault 'explode'. Known: drip, drop-after"),
+        ("explode", "Unknown fault 'explode'. Known: access-token-revoked, drip, drop-after"),
         ("latency", "needs a number of seconds"),
         ("latency=soon", "needs a number of 0 or more"),
         ("html=3", "takes no number"),

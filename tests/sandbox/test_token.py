@@ -480,7 +480,7 @@ def test_switch_rejects_an_invalid_value(sandbox: Sandbox) -> None:
         sandbox.switches.refresh_error = "soap"  # type: ignore[assignment]
     with pytest.raises(ValueError, match="True or False"):
         sandbox.switches.callback_scope = "no"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="number of seconds"):
+    with pytest.raises(ValueError, match="must be a number"):
         sandbox.switches.code_seconds = -1
 
 
