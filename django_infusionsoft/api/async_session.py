@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urljoin
 
 from django_infusionsoft import elapsed, waiting
-from django_infusionsoft.api import partial_failures, retries
+from django_infusionsoft.api import retries
 from django_infusionsoft.api.async_client import client, failures
 from django_infusionsoft.api.async_records import AsyncRecords
+from django_infusionsoft.api.decoding import decode
 from django_infusionsoft.api.errors import SAFE_METHODS, error_for
 from django_infusionsoft.api.limits import Limits
 from django_infusionsoft.api.quota import Quota
@@ -126,21 +128,13 @@ class AsyncCredentialSession(AsyncRecords):
         :raises ApiError: any other answer than a success with JSON, in one of its subclasses.
         """
         response = await self.request(method, url, **kwargs)
-        if not response.is_success:
-            raise _error_of(response)
-        if not response.content:
-            return None
-        try:
-            content = response.json()
-        except ValueError:
-            raise ApiError(
-                "The answer is not JSON.",
-                status=response.status_code,
-                response=_without_secrets(response),
-            ) from None
-        if method.upper() not in SAFE_METHODS:
-            partial_failures.require_all(response.status_code, content)
-        return content
+        return decode(
+            method,
+            response.status_code,
+            response.headers,
+            response.content,
+            without_secrets=partial(_without_secrets, response),
+        )
 
     async def _exchange(self, exchange: _Exchange) -> httpx2.Response:
         exchange.bearer = await self._bearer()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from copy import copy
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -10,17 +11,15 @@ from django.utils.asyncio import async_unsafe
 from requests.hooks import default_hooks, dispatch_hook
 
 from django_infusionsoft import waiting
-from django_infusionsoft.api import partial_failures
 from django_infusionsoft.api.auth import Bearer
 from django_infusionsoft.api.connections import connections
-from django_infusionsoft.api.errors import SAFE_METHODS
+from django_infusionsoft.api.decoding import decode
 from django_infusionsoft.api.exchange import Exchange
 from django_infusionsoft.api.limits import Limits
 from django_infusionsoft.api.quota import Quota
 from django_infusionsoft.api.records import Records
-from django_infusionsoft.api.responses import error_of, without_secrets
+from django_infusionsoft.api.responses import without_secrets
 from django_infusionsoft.conf import conf
-from django_infusionsoft.exceptions import ApiError
 from django_infusionsoft.keap.sessions import Session
 from django_infusionsoft.keap.urls import is_at_keap, refusal, resolve
 from django_infusionsoft.redaction import clears_locals
@@ -107,21 +106,13 @@ class CredentialSession(Records, Session):
         :raises InfusionsoftError: there is no valid access token.
         """
         response = self.request(method, url, **kwargs)
-        if not 200 <= response.status_code < 300:
-            raise error_of(response)
-        if not response.content:
-            return None
-        try:
-            content = response.json()
-        except ValueError:
-            raise ApiError(
-                "The answer is not JSON.",
-                status=response.status_code,
-                response=without_secrets(response),
-            ) from None
-        if method.upper() not in SAFE_METHODS:
-            partial_failures.require_all(response.status_code, content)
-        return content
+        return decode(
+            method,
+            response.status_code,
+            response.headers,
+            response.content,
+            without_secrets=partial(without_secrets, response),
+        )
 
     @async_unsafe(ON_A_LOOP)
     @clears_locals

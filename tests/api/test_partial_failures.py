@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from django_infusionsoft.api.partial_failures import require_all
+from django_infusionsoft.api.partial_failures import failure_in
 from django_infusionsoft.exceptions import PartialFailure, TemporarilyUnavailable
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox, faults
@@ -23,7 +23,22 @@ FAILED_GOAL = {"success": False, "message": "No such goal"}
             [("3", "CONTACT_DOES_NOT_EXIST")],
             ["1", "2"],
         ),
-        ([FAILED_GOAL], [(FAILED_GOAL, "No such goal")], []),
+        ([{"7": "SUCCESS"}, {"8": "FAILURE"}], [("8", "FAILURE")], ["7"]),
+        ([FAILED_GOAL], [({"message": "No such goal"}, "No such goal")], []),
+        (
+            {
+                "results": [
+                    {
+                        "goal_id": 4,
+                        "success": True,
+                        "flow_start_results": [{"flow_id": 9, **FAILED_GOAL}],
+                        "flow_stop_results": [{"flow_id": 8, "success": True}],
+                    }
+                ]
+            },
+            [(9, "No such goal")],
+            [4, 8],
+        ),
         (
             {"results": [{"goal_id": 4, **FAILED_GOAL}, {"goal_id": 5, "success": True}]},
             [(4, "No such goal")],
@@ -40,9 +55,8 @@ FAILED_GOAL = {"success": False, "message": "No such goal"}
 def test_items_that_failed_are_named(
     content: Any, failures: list[Any], succeeded: list[Any]
 ) -> None:
-    with pytest.raises(PartialFailure) as caught:
-        require_all(200, content)
-    error = caught.value
+    error = failure_in(content, status=200)
+    assert error
     assert (error.failures, error.succeeded, error.status) == (failures, succeeded, 200)
     assert not isinstance(error, TemporarilyUnavailable)
 
@@ -62,13 +76,26 @@ def test_items_that_failed_are_named(
         {"results": [{"id": 1}]},
     ],
 )
-def test_other_answers_raise_nothing(content: Any) -> None:
-    require_all(200, content)
+def test_other_answers_hold_no_failure(content: Any) -> None:
+    assert failure_in(content) is None
+
+
+def test_message_names_ids_and_keaps_words_but_no_objects() -> None:
+    email = {"sent_to_address": "nell@ex.test", "subject": "Private"}
+    errors = [{"email": email, "error_message": "Contact not found"}]
+    error = failure_in({"emails": [], "errors": errors}, status=200)
+    assert error
+    assert error.failures == [(email, "Contact not found")]
+    assert error.message == "1 of 1 failed (Contact not found)"
+    assert "8: FAILURE" in str(failure_in({"results": {"8": "FAILURE"}}, status=200))
 
 
 def test_call_raises_it_for_writes_only(sandbox: Sandbox, credential: Credential) -> None:
     sandbox.plan(faults.answer(200, {"results": {"7": "FAILURE"}}), endpoint="api", times=None)
     with credential.session() as session:
-        with pytest.raises(PartialFailure, match="1 of 1 failed"):
+        with pytest.raises(PartialFailure, match="1 of 1 failed") as caught:
             session.call("POST", "v2/tags/5/contacts:applyTags", json={"contact_ids": ["7"]})
+        assert (caught.value.status, caught.value.quota) == (200, session.quota)
+        assert caught.value.response.json() == {"results": {"7": "FAILURE"}}
+        assert "Authorization" not in caught.value.response.request.headers
         assert session.call("GET", "v2/tags/5/contacts") == {"results": {"7": "FAILURE"}}

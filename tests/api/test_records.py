@@ -89,10 +89,43 @@ def test_all_items_of_v2_are_yielded(total: int, token: str, last: dict[str, Any
     assert {kwargs["params"]["filter"] for _, _, kwargs in session.calls} == {"x==1"}
 
 
-def test_page_token_that_repeats_is_an_error() -> None:
-    session = Recorded(lambda *_: {"contacts": [], "next_page_token": "same"})
+@pytest.mark.parametrize("before", [0, 1, 5])
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_page_token_that_repeats_is_an_error(before: int, length: int) -> None:
+    def answer(method: str, url: str, params: dict[str, Any]) -> Any:
+        at = int(params.get("page_token", 0)) + 1
+        return {"contacts": [], "next_page_token": at if at <= before + length else before + 1}
+
+    session = Recorded(answer)
     with pytest.raises(ApiError, match="again"):
         list(session.items("v2/contacts"))
+    assert len(session.calls) < 4 * (before + length) + 2
+
+
+def test_order_of_the_caller_is_kept() -> None:
+    for url, params in (("v1/contacts?order=email", {}), ("v1/contacts", {"order": "email"})):
+        session = Recorded(v1_list(0))
+        list(session.items(url, **params))
+        assert session.calls == [("GET", url, {"params": params})]
+
+
+def test_query_of_the_url_is_sent_for_each_page() -> None:
+    session = Recorded(v2_list(3, 2, {}))
+    list(session.items("v2/contacts?page_token=0&fields=&a=1&a=2"))
+    assert [url for _, url, _ in session.calls] == [
+        "v2/contacts?page_token=0&fields=&a=1&a=2",
+        "v2/contacts?fields=&a=1&a=2",
+    ]
+
+
+def test_pages_with_several_lists_follow_each_other() -> None:
+    def answer(method: str, url: str, params: dict[str, Any]) -> Any:
+        items = list(range(5))[int(params.get("offset", 0)) :][:2]
+        return {"items": items, "errors": [], "next": "x"}
+
+    session = Recorded(answer)
+    assert [page["items"] for page in session.pages("v1/x")] == [[0, 1], [2, 3], [4], []]
+    assert list(session.items("v1/x", key="items")) == [0, 1, 2, 3, 4]
 
 
 def test_list_without_pages_is_read_once() -> None:
@@ -109,8 +142,8 @@ def test_pages_are_read_when_they_are_asked_for() -> None:
     assert len(session.calls) == 1
 
 
-@pytest.mark.parametrize("page", [{"a": [], "b": []}, {"a": 1}, {}])
-def test_list_must_be_named_when_it_is_not_the_only_one(page: dict[str, Any]) -> None:
+@pytest.mark.parametrize("page", [{"a": [], "b": []}, {"a": 1}, {}, None, "a"])
+def test_list_must_be_named_when_it_is_not_the_only_one(page: Any) -> None:
     with pytest.raises(ApiError, match="key="):
         items_of(page)
     with pytest.raises(ApiError, match="key="):
