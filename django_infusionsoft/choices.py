@@ -17,6 +17,14 @@ class Status(TextChoices):
     DISCONNECTED = "disconnected", _("disconnected")
 
 
+class Kind(TextChoices):
+    """What gives access to an account."""
+
+    GRANT = "grant", _("connected with OAuth")
+    # A personal access token or a service account key (keap-facts 5).
+    KEY = "key", _("key")
+
+
 class Condition(TextChoices):
     """The displayed state of a credential, which depends on its status, lease and failures."""
 
@@ -39,6 +47,7 @@ class Reason(TextChoices):
         _("the refresh token was used elsewhere before this site presented it"),
     )
     UNANSWERED = "unanswered", _("two attempts received no reply")
+    KEY_REJECTED = "key_rejected", _("Keap rejects the key")
 
 
 # A user may have the refresh token presented again: the rejection may have been an error.

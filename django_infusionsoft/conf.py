@@ -56,6 +56,11 @@ def _fraction(value: Any) -> str:
     return "" if 0 < value < 1 else "must be between 0 and 1"
 
 
+def _key_header(value: Any) -> str:
+    names = ("Authorization", "X-Keap-API-Key")
+    return "" if value in names else f"must be one of {', '.join(names)}"
+
+
 def _endpoint(value: Any) -> str:
     """Tokens are sent to these URLs: they need TLS or a loopback host (RFC 6749 section 3.2)."""
     try:
@@ -161,6 +166,11 @@ class Conf:
         "https://api.infusionsoft.com/crm/rest/",
         "the base of relative URLs in session()",
         _endpoint,
+    )
+    KEY_HEADER = Setting(
+        "Authorization",
+        "the header that sends keys: ``Authorization``, or ``X-Keap-API-Key``",
+        _key_header,
     )
     SCOPE = Setting("full", "the scope to ask for; Keap has only this one")
     CONNECT_TIMEOUT_SECONDS = Setting(5.0, "how long to wait for a connection", _positive)

@@ -16,7 +16,7 @@ from django_infusionsoft.api.auth import BearerAuth
 from django_infusionsoft.api.session import CredentialSession
 from django_infusionsoft.api.xmlrpc import KeapServer
 from django_infusionsoft.choices import Status
-from django_infusionsoft.connect import connection_check, grants, importer, profiles
+from django_infusionsoft.connect import connection_check, grants, importer, keys, profiles
 from django_infusionsoft.connect.connection_check import Answer
 from django_infusionsoft.keap.oauth import TokenPair, normalize_account
 from django_infusionsoft.redaction import async_clears_locals, clears_locals
@@ -205,6 +205,29 @@ class CredentialManager(models.Manager["Credential"]):
             expires_at=expires_at,
         )
         return importer.import_pair(self.model, pair, application=application, force=force)
+
+    @alters_data
+    def add_key(
+        self,
+        *,
+        key: str,
+        account: str | None = None,
+        name: str = "",
+        user: AbstractBaseUser | None = None,
+    ) -> Credential:
+        """Store a personal access token or a service account key of Keap's.
+
+        Keap says which account it belongs to. It is never refreshed. Another key of the account
+        is replaced.
+
+        :param account: needed only if Keap does not name it; otherwise it must be the same.
+        :param name: a name for the account, such as "Acme Bakery".
+        :param user: the user who asked for it, for the history.
+        :raises ImportRejected: Keap rejects the key, it is for another account, or the account is
+            connected with OAuth. Nothing is stored.
+        :raises TemporarilyUnavailable: Keap's API did not answer. Nothing is stored.
+        """
+        return keys.add(self.model, key=key, account=account, name=name, user=user)
 
     @alters_data
     def connect(

@@ -25,6 +25,7 @@ from django_infusionsoft.exceptions import (
     ReplacedRecently,
     WriteUnconfirmed,
 )
+from django_infusionsoft.keap.headers import authorization
 from django_infusionsoft.keap.urls import is_same_origin, resolve
 from django_infusionsoft.redaction import Secret, async_clears_locals
 from django_infusionsoft.refresh import coroutines
@@ -33,7 +34,6 @@ from django_infusionsoft.storage.credentials import CredentialRow
 if TYPE_CHECKING:
     import httpx2
 
-BEARER: Final = "Bearer "
 MAX_REDIRECTS: Final = 5
 UNAUTHORIZED: Final = 401
 SENT: Final = ".send_request_headers.started"
@@ -137,7 +137,7 @@ class AsyncCredentialSession(AsyncRecords):
         )
 
     async def _exchange(self, exchange: _Exchange) -> httpx2.Response:
-        exchange.bearer = await self._bearer()
+        exchange.access_token = await coroutines.get_access_token(self._credential)
         while True:
             self.limits.require_time_left()
             sent = _Sent()
@@ -164,7 +164,7 @@ class AsyncCredentialSession(AsyncRecords):
         headers = {
             "Accept": "application/json",
             **(options.get("headers") or {}),
-            "Authorization": exchange.bearer,
+            **dict([authorization(exchange.access_token, is_key=self._credential.is_key)]),
         }
         connect, read = self.limits.timeout(options.get("timeout"))
         request = self._client.build_request(
@@ -185,20 +185,17 @@ class AsyncCredentialSession(AsyncRecords):
             await response.aclose()
         return _with_content(response, content)
 
-    async def _bearer(self) -> str:
-        return Secret(f"{BEARER}{await coroutines.get_access_token(self._credential)}")
-
     async def _is_replaced(self, exchange: _Exchange) -> bool:
         """Replace a rejected access token, once; return whether to repeat the request."""
         if exchange.is_replaced:
             return False
         exchange.is_replaced = True
-        rejected = Secret(exchange.bearer.removeprefix(BEARER))
+        rejected = Secret(exchange.access_token)
         try:
-            access_token = await coroutines.replace_access_token(self._credential, rejected)
+            replaced = await coroutines.replace_access_token(self._credential, rejected)
         except ReplacedRecently:
             return False
-        exchange.bearer = Secret(f"{BEARER}{access_token}")
+        exchange.access_token = replaced
         return exchange.can_repeat
 
 
@@ -221,7 +218,7 @@ class _Exchange:
     url: str
     stream: bool
     options: dict[str, Any]
-    bearer: str = field(default="", repr=False)
+    access_token: str = field(default="", repr=False)
     repeats: int = 0
     is_replaced: bool = False  # the access token, after a 401
     history: list[httpx2.Response] = field(default_factory=list)

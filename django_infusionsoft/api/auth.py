@@ -7,12 +7,12 @@ from requests.auth import AuthBase
 from requests.utils import rewind_body
 
 from django_infusionsoft.exceptions import ReplacedRecently
+from django_infusionsoft.keap.headers import access_token_in, authorization
 from django_infusionsoft.keap.urls import is_at_keap, refusal
-from django_infusionsoft.redaction import Secret, clears_locals
+from django_infusionsoft.redaction import clears_locals
 from django_infusionsoft.refresh import single
 from django_infusionsoft.storage.credentials import CredentialRow
 
-BEARER: Final = "Bearer "
 UNKNOWN: Final = "unknown"
 UNAUTHORIZED: Final = 401
 
@@ -24,27 +24,29 @@ class Bearer(AuthBase):
         self._credential = credential
         # The header of the last request, and the encrypted access token that it was made from.
         self._sealed: object = UNKNOWN
-        self._bearer = ""
+        self._header = ("", "")
 
     def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
-        r.headers["Authorization"] = self._current()
+        name, value = self._current()
+        r.headers[name] = value
         return r
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle must contain no secret in plain text.
-        return {**self.__dict__, "_sealed": UNKNOWN, "_bearer": ""}
+        return {**self.__dict__, "_sealed": UNKNOWN, "_header": ("", "")}
 
-    def _current(self) -> str:
+    def _current(self) -> tuple[str, str]:
+        """Return the name and the value of the header."""
         credential = self._credential
         sealed = credential.__dict__.get("access_token")
         if sealed is self._sealed and credential.has_fresh_access_token:
-            return self._bearer
+            return self._header
         access_token = single.get_access_token(credential)
         sealed = credential.__dict__.get("access_token")
-        bearer = Secret(f"{BEARER}{access_token}")
+        header = authorization(access_token, is_key=credential.is_key)
         if credential.access_token == access_token:  # another thread may have replaced it
-            self._sealed, self._bearer = sealed, bearer
-        return bearer
+            self._sealed, self._header = sealed, header
+        return header
 
     def after_401(self, request: requests.PreparedRequest) -> requests.PreparedRequest | None:
         """Return the request with another access token, after the API has rejected this one.
@@ -56,19 +58,18 @@ class Bearer(AuthBase):
         :returns: ``None`` for a request without an access token, for one whose body cannot be
             sent twice, and if the access token was replaced shortly before.
         """
-        rejected = request.headers.get("Authorization", "")
-        if not rejected.startswith(BEARER):
+        rejected = access_token_in(request.headers)
+        if rejected is None:
             return None
         try:
-            access_token = single.replace_access_token(
-                self._credential, Secret(rejected.removeprefix(BEARER))
-            )
+            access_token = single.replace_access_token(self._credential, rejected)
         except ReplacedRecently:
             return None
         if not can_repeat(request):
             return None  # the caller can repeat it, with the new access token
         again = request.copy()
-        again.headers["Authorization"] = Secret(f"{BEARER}{access_token}")
+        name, value = authorization(access_token, is_key=self._credential.is_key)
+        again.headers[name] = value
         return again
 
 

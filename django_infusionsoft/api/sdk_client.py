@@ -12,6 +12,7 @@ from keap_core_v2_client.rest import RESTClientObject
 
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import ReplacedRecently
+from django_infusionsoft.keap.headers import authorization
 from django_infusionsoft.keap.sessions import Session
 from django_infusionsoft.keap.urls import is_at_keap, refusal
 from django_infusionsoft.redaction import Secret, clears_locals
@@ -51,7 +52,8 @@ class CredentialApiClient(ApiClient):
         call_api = super().call_api
 
         def send(access_token: str) -> Any:
-            headers = {**(header_params or {}), "Authorization": f"Bearer {access_token}"}
+            name, value = authorization(access_token, is_key=self._credential.is_key)
+            headers = {**(header_params or {}), name: value}
             return call_api(method, url, headers, body, post_params, timeout)
 
         access_token = single.get_access_token(self._credential)

@@ -13,7 +13,7 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from django_infusionsoft import signals
-from django_infusionsoft.choices import EventKind, Status
+from django_infusionsoft.choices import EventKind, Kind, Status
 from django_infusionsoft.exceptions import NotAllowed
 from django_infusionsoft.fields import seal
 from django_infusionsoft.keap.oauth import TokenPair, normalize_account
@@ -171,6 +171,7 @@ def _write_row(
     columns = {
         **columns_for(pair, seed=str(pair.account), plan=refresh_plan(), now=DatabaseNow()),
         **RENEWED,
+        "kind": Kind.GRANT,
         "connected_at": DatabaseNow(),
         "authorized_by_id": user.pk if user else None,
     }

@@ -5,7 +5,31 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from django_infusionsoft.conf import conf
+from django_infusionsoft.redaction import Secret
+
+AUTHORIZATION: Final = "Authorization"
+BEARER: Final = "Bearer "
 LONGEST_SECONDS: Final = 86_400.0
+
+
+def authorization(access_token: str, *, is_key: bool) -> tuple[str, Secret]:
+    """Return the name and the value of the header that sends an access token.
+
+    :param is_key: whether it is a key, for which Keap takes another header, too (keap-facts 5).
+    """
+    if is_key and conf.KEY_HEADER != AUTHORIZATION:
+        return conf.KEY_HEADER, Secret(access_token)
+    return AUTHORIZATION, Secret(f"{BEARER}{access_token}")
+
+
+def access_token_in(headers: Mapping[str, str]) -> Secret | None:
+    """Return the access token that a request's headers send; ``None`` if they send none."""
+    value = headers.get(AUTHORIZATION, "")
+    if value.startswith(BEARER):
+        return Secret(value.removeprefix(BEARER))
+    key = headers.get("X-Keap-API-Key")
+    return Secret(key) if key else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

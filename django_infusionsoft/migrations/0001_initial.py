@@ -147,6 +147,16 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "kind",
+                    models.CharField(
+                        choices=[("grant", "connected with OAuth"), ("key", "key")],
+                        default="grant",
+                        editable=False,
+                        max_length=10,
+                        verbose_name="kind",
+                    ),
+                ),
+                (
                     "account",
                     models.CharField(
                         blank=True, max_length=100, null=True, verbose_name="account"
@@ -211,6 +221,7 @@ class Migration(migrations.Migration):
                                 "the refresh token was used elsewhere before this site presented it",
                             ),
                             ("unanswered", "two attempts received no reply"),
+                            ("key_rejected", "Keap rejects the key"),
                         ],
                         editable=False,
                         max_length=30,
@@ -398,6 +409,7 @@ class Migration(migrations.Migration):
                                 "the refresh token was used elsewhere before this site presented it",
                             ),
                             ("unanswered", "two attempts received no reply"),
+                            ("key_rejected", "Keap rejects the key"),
                         ],
                         max_length=30,
                         verbose_name="reason",
@@ -517,6 +529,15 @@ class Migration(migrations.Migration):
             model_name="credential",
             constraint=models.UniqueConstraint(
                 fields=("application_key", "account"), name="infusionsoft_one_row_per_account"
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="credential",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("kind", "grant"), ("refresh_at__isnull", True), _connector="OR"
+                ),
+                name="infusionsoft_keys_are_not_due",
             ),
         ),
         migrations.CreateModel(

@@ -19,7 +19,7 @@ from django.db import Error, router
 from django.db.models import Q, QuerySet
 
 from django_infusionsoft import waiting
-from django_infusionsoft.choices import EventKind, Outcome, Status
+from django_infusionsoft.choices import EventKind, Kind, Outcome, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     DatabaseBusy,
@@ -31,7 +31,7 @@ from django_infusionsoft.exceptions import (
 )
 from django_infusionsoft.monitoring import alerts
 from django_infusionsoft.monitoring.history import Entry, record_all
-from django_infusionsoft.refresh import breaker, receivers, spool_folder, timing
+from django_infusionsoft.refresh import breaker, keys, receivers, spool_folder, timing
 from django_infusionsoft.refresh.attempt_pool import AttemptPool
 from django_infusionsoft.refresh.leases import AGAIN_SECONDS, Claim, claim, release
 from django_infusionsoft.refresh.recovery import recover, reload_and_release
@@ -75,6 +75,8 @@ def refresh(
         after a rejection.
     :param after_401: whether the API has rejected the access token.
     """
+    if credential.is_key:
+        raise keys.not_refreshed(credential)
     seen = credential.generation
     claim_now = partial(claim, credential, seen=seen, force=force, after_401=after_401, user=user)
 
@@ -106,7 +108,7 @@ def request_refresh(credentials: QuerySet[CredentialRow], *, user: AbstractBaseU
 
 def _may_be_made_due() -> Q:
     # The repeat after an attempt without an answer keeps its own time.
-    return is_idle() & Q(status=Status.CONNECTED, unanswered_attempts=0)
+    return is_idle() & Q(status=Status.CONNECTED, unanswered_attempts=0, kind=Kind.GRANT)
 
 
 def _batches(credentials: QuerySet[CredentialRow]) -> Iterator[list[int]]:
@@ -146,6 +148,8 @@ def get_access_token(credential: CredentialRow) -> str:
 
 def replace_access_token(credential: CredentialRow, rejected: str) -> str:
     """See ``Credential.access_token_instead_of()``."""
+    if credential.is_key:
+        return keys.key_instead_of(credential, rejected)
     with _own_connection(credential):
         leased = reload(credential)
         if credential.access_token in (rejected, ""):  # or disconnected

@@ -68,6 +68,8 @@ class Api:
         scheme, _, access_token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return access_token.strip()
+        if key := request.headers.get("x-keap-api-key", ""):
+            return key.strip()
         if self._state.switches.query_access_token:
             return request.query.get("access_token", "")
         return ""

@@ -13,6 +13,8 @@ from .switches import Switches
 
 PREFIX: Final = "x-keap-"
 DAY, MINUTE, SECOND = 86_400, 60, 1
+# Of personal access tokens and service account keys (keap-facts section 5).
+KEY_LIMITS: Final = {"client_minute": 240, "client_day": 30_000}
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Quota:
         }
 
     def _count(self, now: float, grant: Grant) -> dict[str, Usage]:
-        client, tenant = f"client {grant.client_id}", f"tenant {grant.account.app_id}"
+        tenant, limits = f"tenant {grant.account.app_id}", self._limits(grant)
+        # All keys of an account together (keap-facts section 13).
+        client = f"keys of {tenant}" if grant.is_key else f"client {grant.client_id}"
         windows = {
             "client_second": (client, SECOND),
             "client_minute": (client, MINUTE),
@@ -94,9 +98,14 @@ class Quota:
             "tenant_day": (tenant, DAY),
         }
         return {
-            name: Usage(int(getattr(self._switches, f"{name}_limit")), self._used(*window, now))
+            name: Usage(limits[name], self._used(*window, now))
             for name, window in windows.items()
         }
+
+    def _limits(self, grant: Grant) -> dict[str, int]:
+        names = ("client_second", "client_minute", "client_day", "tenant_minute", "tenant_day")
+        limits = {name: int(getattr(self._switches, f"{name}_limit")) for name in names}
+        return limits | KEY_LIMITS if grant.is_key else limits
 
     def _used(self, subject: str, window_seconds: int, now: float) -> int:
         current = int(now // window_seconds)

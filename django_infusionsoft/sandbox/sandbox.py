@@ -244,6 +244,15 @@ class Sandbox:
         pair = self._state.grant(client, user.email, self._state.accounts[account])
         return self._routes.token_endpoint.success_body(pair)
 
+    def issue_key(self, account: str) -> str:
+        """Return a new personal access token of the account's user; it does not expire."""
+        user = self._state.owner_of(account)
+        return self._state.add_key(user.email, self._state.accounts[account])
+
+    def revoke_key(self, key: str) -> None:
+        """Revoke a key, as its user does at Keap."""
+        self._state.revoke_key(key)
+
     def revoke(self, account: str) -> int:
         """Revoke the account's grants, as a user does in Keap's API Settings; return how many.
 

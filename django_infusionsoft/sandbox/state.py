@@ -1,5 +1,6 @@
 """The sandbox's state: codes, grants, token pairs, objects. One lock protects it."""
 
+import math
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -55,8 +56,18 @@ class Grant:
     is_revoked: bool = False
     access_tokens: set[str] = field(default_factory=set, repr=False)
 
+    @property
+    def is_key(self) -> bool:
+        """Whether this stands for a key, which nobody has consented to."""
+        return self.client_id == KEY_CLIENT
+
     def is_live(self, now: float) -> bool:
         return not self.is_revoked and now < self.refresh_expires_at
+
+
+# A key is like an access token of this client (keap-facts section 5).
+KEY_CLIENT = "key"
+KEY_PREFIX = "KeapAK-"
 
 
 @dataclass(slots=True)
@@ -190,6 +201,18 @@ class State:
             grant = Grant(client_id, email, account, now)
             self._grants.setdefault(account.app_id, []).append(grant)
             return self._new_pair(grant, now)
+
+    def add_key(self, email: str, account: Account) -> str:
+        """Return a new personal access token or service account key, which does not expire."""
+        with self.lock:
+            key = KEY_PREFIX + random_text(REFRESH_TOKEN_LENGTH)
+            grant = Grant(KEY_CLIENT, email, account, self.clock.now())
+            self._access_tokens[key] = AccessToken(grant, math.inf)
+            return key
+
+    def revoke_key(self, key: str) -> None:
+        with self.lock:
+            self._access_tokens[key].is_revoked = True
 
     def rotate(self, refresh_token: str, *, client_id: str) -> TokenPair:
         """Use up a refresh token, and return the next token pair (keap-facts 2.5).

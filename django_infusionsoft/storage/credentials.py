@@ -20,6 +20,7 @@ from django_infusionsoft.choices import (
     DOUBTFUL,
     NEEDS_OPERATOR,
     Condition,
+    Kind,
     Outcome,
     Reason,
     Status,
@@ -46,6 +47,7 @@ from django_infusionsoft.storage.saving import GuardedModel
 
 # The columns that other processes change.
 SHARED_FIELDS: Final = (
+    "kind",
     "access_token",
     "refresh_token",
     "expires_at",
@@ -104,6 +106,9 @@ class CredentialRow(GuardedModel):
         help_text=_("If empty, the client in the settings is used."),
     )
     application_key = application_key()
+    kind = models.CharField(
+        _("kind"), max_length=10, choices=Kind.choices, default=Kind.GRANT, editable=False
+    )
     # NULL if Keap has not named it: several rows may have none.
     account = models.CharField(_("account"), max_length=100, null=True, blank=True)  # noqa: DJ001
     account_name = models.CharField(_("account name"), max_length=200, blank=True)
@@ -187,7 +192,12 @@ class CredentialRow(GuardedModel):
             models.UniqueConstraint(
                 fields=["application_key", "account"],
                 name="infusionsoft_one_row_per_account",
-            )
+            ),
+            # A key is never due, so that no run claims it.
+            models.CheckConstraint(
+                condition=Q(kind=Kind.GRANT) | Q(refresh_at__isnull=True),
+                name="infusionsoft_keys_are_not_due",
+            ),
         ]
         indexes = [
             models.Index(fields=["refresh_at"], name="infusionsoft_refresh_at"),
@@ -218,6 +228,11 @@ class CredentialRow(GuardedModel):
         :raises ConfigurationError: it is not configured.
         """
         return client_of(self.application)
+
+    @property
+    def is_key(self) -> bool:
+        """Whether ``access_token`` is a key, which is never refreshed."""
+        return self.kind == Kind.KEY
 
     @property
     def condition(self) -> Condition:
@@ -255,6 +270,8 @@ class CredentialRow(GuardedModel):
         """Whether ``refresh()`` presents the refresh token, even after two attempts without an
         answer, or after a rejection.
         """
+        if self.is_key:
+            return False
         return self.status == Status.CONNECTED or self.reason in (Reason.UNANSWERED, *DOUBTFUL)
 
     @property

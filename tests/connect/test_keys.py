@@ -1,0 +1,188 @@
+"""Keys instead of OAuth: stored, used, never refreshed, and watched."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import override_settings
+from django.utils import timezone
+
+from django_infusionsoft.api.sdk import api_client
+from django_infusionsoft.choices import Condition, Reason, Status
+from django_infusionsoft.exceptions import (
+    ConfigurationError,
+    ImportRejected,
+    InfusionsoftError,
+    ReauthorizationRequired,
+    TemporarilyUnavailable,
+)
+from django_infusionsoft.models import Credential
+from django_infusionsoft.monitoring.health import health_of
+from django_infusionsoft.sandbox import Sandbox, faults
+from django_infusionsoft.signals import reauthorization_required
+from tests.support import received, row, run
+
+pytestmark = pytest.mark.django_db
+
+HEADERS = ["Authorization", "X-Keap-API-Key"]
+
+
+@pytest.fixture
+def keyed(sandbox: Sandbox) -> Credential:
+    """An account with a key."""
+    return Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+
+
+def test_account_and_names_are_those_that_keap_says(sandbox: Sandbox) -> None:
+    ana = User.objects.create_user("ana")
+    key = sandbox.issue_key("ab123")
+    added = Credential.objects.add_key(key=f" {key}\n", name="The bakery", user=ana)
+    assert (added.account, added.account_name) == ("ab123", "The bakery")
+    assert (added.keap_user, added.keap_user_is_admin) == ("ana@example.test", True)
+    assert (added.access_token, added.authorized_by, added.is_key) == (key, ana, True)
+    (event,) = added.events.all()
+    assert (event.kind, event.user) == ("connected", ana)
+    assert key not in str(vars(added))
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_api_is_called_with_the_key(sandbox: Sandbox, keyed: Credential, header: str) -> None:
+    with override_settings(INFUSIONSOFT_KEY_HEADER=header):
+        response = row(keyed).session().get("v2/contacts")
+        assert response.ok
+        assert keyed.access_token in response.request.headers[header]
+        assert row(keyed).test_connection().is_ok
+    assert sandbox.token_requests == []
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_async_code_and_the_sdk_use_the_key(keyed: Credential, header: str) -> None:
+    keap = pytest.importorskip("keap_core_v2_client")
+
+    async def call() -> int:
+        async with keyed.asession() as session:
+            return (await session.get("v2/contacts")).status_code
+
+    with override_settings(INFUSIONSOFT_KEY_HEADER=header):
+        assert asyncio.run(call()) == 200
+        assert keap.ContactApi(api_client(keyed)).list_contacts().contacts
+
+
+def test_another_header_is_a_configuration_error(keyed: Credential) -> None:
+    with (
+        override_settings(INFUSIONSOFT_KEY_HEADER="X-Key"),
+        pytest.raises(ConfigurationError, match="INFUSIONSOFT_KEY_HEADER"),
+    ):
+        row(keyed).session().get("v2/contacts")
+
+
+def test_key_is_never_refreshed(sandbox: Sandbox, keyed: Credential) -> None:
+    assert Credential.objects.due().count() == 0
+    assert Credential.objects.connected().request_refresh() == 0
+    assert run() == {}
+    for attempt in (keyed.refresh, row(keyed).refresh):
+        with pytest.raises(ConfigurationError, match="add_key"):
+            attempt()
+    assert not keyed.may_be_refreshed
+    assert sandbox.token_requests == []
+    health = health_of("default")
+    assert not health.is_worker_late or health.last_run_at is None
+    assert row(keyed).condition == Condition.CONNECTED
+
+
+def test_rejected_key_needs_attention_after_keap_has_confirmed_it(
+    sandbox: Sandbox, keyed: Credential
+) -> None:
+    sandbox.revoke_key(keyed.access_token)
+    stale = row(keyed)
+    with received(reauthorization_required) as signals:
+        for _ in range(2):
+            with pytest.raises(ReauthorizationRequired, match="Keap rejects the key"):
+                keyed.session().get("v2/contacts")
+    assert len(signals) == 1
+    found = row(keyed)
+    assert (found.status, found.reason) == (Status.REAUTHORIZATION_REQUIRED, Reason.KEY_REJECTED)
+    assert found.condition == Condition.NEEDS_ATTENTION
+    assert found.events.all()[0].kind == "reauthorization_required"
+    for credential in (found, stale):
+        with pytest.raises(ReauthorizationRequired):
+            credential.session().get("v2/contacts")
+    with pytest.raises(ReauthorizationRequired):
+        found.get_access_token()
+    assert sandbox.token_requests == []
+
+
+def test_key_stays_valid_when_keap_accepts_it(sandbox: Sandbox, keyed: Credential) -> None:
+    sandbox.plan(faults.answer(401, {}), endpoint="api")
+    assert keyed.session().get("v2/contacts").status_code == 401
+    assert row(keyed).condition == Condition.CONNECTED
+    assert keyed.session().get("v2/contacts").status_code == 200
+
+
+def test_new_key_takes_the_place_of_the_old_one(sandbox: Sandbox, keyed: Credential) -> None:
+    sandbox.revoke_key(keyed.access_token)
+    with pytest.raises(ReauthorizationRequired):
+        row(keyed).session().get("v2/contacts")
+    replaced = Credential.objects.add_key(key=sandbox.issue_key("ab123"), account="AB123")
+    assert replaced.pk == keyed.pk
+    assert keyed.session().get("v2/contacts").ok  # by an instance that was read before
+    assert (replaced.condition, replaced.events.all()[0].kind) == (
+        Condition.CONNECTED,
+        "reconnected",
+    )
+
+
+def test_key_that_keap_does_not_take_is_not_stored(sandbox: Sandbox) -> None:
+    revoked = sandbox.issue_key("ab123")
+    sandbox.revoke_key(revoked)
+    for key in (revoked, "two words", ""):
+        with pytest.raises(ImportRejected):
+            Credential.objects.add_key(key=key)
+    with pytest.raises(ImportRejected, match="for account ab123, not for cd456"):
+        Credential.objects.add_key(key=sandbox.issue_key("ab123"), account="cd456")
+    with pytest.raises(ValueError, match="account name"):
+        Credential.objects.add_key(key=sandbox.issue_key("ab123"), account="no name")
+    sandbox.plan(faults.error_503(), endpoint="api", times=None)
+    with pytest.raises(TemporarilyUnavailable):
+        Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+    assert not Credential.objects.exists()
+
+
+def test_account_must_be_given_when_keap_does_not_name_it(sandbox: Sandbox) -> None:
+    sandbox.switches.tenant_id, sandbox.switches.quota_headers = "absent", "off"
+    key = sandbox.issue_key("ab123")
+    with pytest.raises(ImportRejected, match="specify the account"):
+        Credential.objects.add_key(key=key)
+    assert Credential.objects.add_key(key=key, account="ab123").account == "ab123"
+
+
+def test_account_that_is_connected_with_oauth_keeps_its_grant(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    with pytest.raises(ImportRejected, match="Disconnect it first"):
+        Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+    assert not row(credential).is_key
+    credential.disconnect()
+    assert Credential.objects.add_key(key=sandbox.issue_key("ab123")).pk == credential.pk
+
+
+def test_grant_takes_the_place_of_a_key(sandbox: Sandbox, keyed: Credential) -> None:
+    reply = sandbox.issue("ab123")
+    imported = Credential.objects.import_tokens(
+        account="ab123",
+        access_token=reply["access_token"],
+        refresh_token=reply["refresh_token"],
+        expires_at=timezone.now() + timedelta(days=1),
+    )
+    assert (imported.pk, imported.is_key) == (keyed.pk, False)
+    keyed.refresh_from_db()
+    keyed.refresh()
+    assert len(sandbox.token_requests) == 1
+
+
+def test_disconnected_key_is_deleted(keyed: Credential) -> None:
+    keyed.disconnect()
+    assert row(keyed).access_token == ""
+    with pytest.raises(InfusionsoftError):
+        row(keyed).get_access_token()
