@@ -135,7 +135,7 @@ class Api:
         """Say what the sandbox does not play: in the reply, in the log and in `refused`."""
         message = f"The sandbox does not play {request.method} {request.path}: {why}."
         self.refused.append(message)
-        logger.warning(message)
+        logger.warning("not_played %s", message)
         return problem(request, status, message)
 
 

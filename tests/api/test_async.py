@@ -6,12 +6,13 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connections
 from django.test import override_settings
 
 from django_infusionsoft.api.async_session import AsyncCredentialSession
@@ -32,6 +33,14 @@ pytest.importorskip("httpx2")
 pytestmark = pytest.mark.django_db(transaction=True)
 
 Use = Callable[[AsyncCredentialSession], Awaitable[T]]
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Close the connection of the thread that asgiref keeps for the database."""
+    yield
+    async_to_sync(sync_to_async(connections.close_all))()
+    asyncio.run(sync_to_async(connections.close_all)())
 
 
 def run(credential: Credential, use: Use[T], **options: Any) -> T:

@@ -13,6 +13,9 @@ from django_infusionsoft.sandbox import Sandbox
 # They read, and return no secret.
 HARMLESS = {
     "session",
+    "asession",
+    "afor_account",
+    "xmlrpc",
     "connected",
     "due",
     "needs_reauthorization",
