@@ -4,6 +4,7 @@ Each has its own permission (testing needs the one to refresh). The history name
 """
 
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -22,6 +23,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from django_infusionsoft import waiting
 from django_infusionsoft.admin import labels, links
+from django_infusionsoft.admin.keys import KeyForm
 from django_infusionsoft.admin.labels import REVOKE_AT_KEAP
 from django_infusionsoft.choices import SETTINGS_CLIENT, Outcome, Status
 from django_infusionsoft.connect.connection_check import Answer
@@ -31,6 +33,7 @@ from django_infusionsoft.exceptions import (
     TemporarilyUnavailable,
 )
 from django_infusionsoft.models import Application, Credential, CredentialQuerySet
+from django_infusionsoft.redaction import hide_posted
 from django_infusionsoft.storage.applications import blocked
 from django_infusionsoft.storage.database import outside_atomic_requests
 
@@ -59,6 +62,10 @@ class CredentialActions(CredentialAdminBase):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # and so all fields are read-only
 
+    def has_key_permission(self, request: HttpRequest) -> bool:
+        """Required for adding a key, which needs none of the app's URLs."""
+        return _has_permission(request, "connect")
+
     def has_refresh_permission(self, request: HttpRequest) -> bool:
         """Required by the action, and for testing, which refreshes an expired access token."""
         return _has_permission(request, "refresh")
@@ -73,15 +80,26 @@ class CredentialActions(CredentialAdminBase):
             "test": require_POST(self.test_view),
             "disconnect": require_http_methods(["GET", "HEAD", "POST"])(self.disconnect_view),
         }
-        return [
-            path(
-                f"<int:pk>/{name}/",
-                # A failing request must not roll back what a refresh has stored.
-                outside_atomic_requests(self.admin_site.admin_view(view)),
-                name=f"django_infusionsoft_credential_{name}",
-            )
-            for name, view in views.items()
-        ] + super().get_urls()
+        key_view = require_http_methods(["GET", "HEAD", "POST"])(self.key_view)
+        return (
+            [
+                path(
+                    "key/",
+                    outside_atomic_requests(self.admin_site.admin_view(key_view)),
+                    name="django_infusionsoft_credential_key",
+                ),
+            ]
+            + [
+                path(
+                    f"<int:pk>/{name}/",
+                    # A failing request must not roll back what a refresh has stored.
+                    outside_atomic_requests(self.admin_site.admin_view(view)),
+                    name=f"django_infusionsoft_credential_{name}",
+                )
+                for name, view in views.items()
+            ]
+            + super().get_urls()
+        )
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
@@ -95,6 +113,20 @@ class CredentialActions(CredentialAdminBase):
             return HttpResponseRedirect(links.authorize(next_url=next_url))
         title, shown = _("Connect a Keap account"), self._choices(choices, next_url)
         return self._render(request, "connect", {"title": title, "choices": shown})
+
+    def key_view(self, request: HttpRequest) -> HttpResponse:
+        """The page "Add a key", also for a new key in place of a rejected one."""
+        if not self.has_key_permission(request):
+            raise PermissionDenied
+        data = request.POST.copy() if request.method == "POST" else None
+        hide_posted(request, "key")
+        form = KeyForm(data, initial={"account": request.GET.get("account", "")})
+        credential = form.save(_user(request)) if form.is_valid() else None
+        if credential is None:
+            return self._render(request, "key", {"title": _("Add a key"), "form": form})
+        text = _("Account %(account)s is connected with a key.") % {"account": credential}
+        self.message_user(request, text, messages.SUCCESS)
+        return HttpResponseRedirect(self._url("change", credential.pk))
 
     def refresh_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """The button "Refresh now"."""
@@ -167,6 +199,9 @@ class CredentialActions(CredentialAdminBase):
 
     def reconnect_url(self, request: HttpRequest, credential: Credential) -> str:
         """Return the URL to reconnect the account; empty if the user lacks the permission."""
+        if credential.is_key:
+            query = urlencode({"account": credential.account or ""})
+            return f"{self._url('key')}?{query}" if self.has_key_permission(request) else ""
         if not self.has_add_permission(request):
             return ""
         here = self._url("change", credential.pk)

@@ -76,7 +76,12 @@ class CredentialAdmin(CredentialActions):
     @outside_atomic_requests
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         # Called by the template, and so not for an action.
-        context = {"summary": self._summary, "title": _("Keap accounts"), **(extra_context or {})}
+        context = {
+            "summary": self._summary,
+            "title": _("Keap accounts"),
+            "key_url": self._url("key") if self.has_key_permission(request) else "",
+            **(extra_context or {}),
+        }
         return super().changelist_view(request, context)
 
     def render_change_form(
@@ -94,6 +99,8 @@ class CredentialAdmin(CredentialActions):
             "reconnect_url": reconnect_url,
             "title": credential.account_name or _("Keap account"),
             "may_refresh": may_refresh,
+            "may_test": self.has_refresh_permission(request)
+            and (credential.may_be_refreshed or credential.is_key),
             "may_disconnect": self.has_disconnect_permission(request)
             and credential.status != Status.DISCONNECTED,
             "timeline": timeline,
@@ -126,7 +133,7 @@ class CredentialAdmin(CredentialActions):
 
     @admin.display(description=gettext_lazy("last refresh"), ordering="issued_at")
     def last_refresh(self, credential: Credential) -> str | None:
-        return labels.time_tag(credential.issued_at)
+        return None if credential.is_key else labels.time_tag(credential.issued_at)
 
     @admin.display(description=gettext_lazy("next refresh"), ordering="refresh_at")
     def next_refresh(self, credential: Credential) -> str | None:
@@ -134,6 +141,8 @@ class CredentialAdmin(CredentialActions):
 
     @admin.display(description=gettext_lazy("application"), ordering="application__name")
     def application_label(self, credential: Credential) -> str:
+        if credential.is_key:
+            return _("key")
         return str(credential.application or _("client in the settings"))
 
     @admin.display(description=gettext_lazy("access token expires"))
@@ -142,7 +151,7 @@ class CredentialAdmin(CredentialActions):
 
     @admin.display(description=gettext_lazy("last refresh"))
     def refreshed_at(self, credential: Credential) -> str:
-        return self._moment(credential.issued_at)
+        return self._moment(None if credential.is_key else credential.issued_at)
 
     @admin.display(description=gettext_lazy("next refresh"))
     def refresh_due_at(self, credential: Credential) -> str:
@@ -179,7 +188,8 @@ class CredentialAdmin(CredentialActions):
 
 
 def _expires_at(credential: Credential) -> datetime | None:
-    return None if credential.status == Status.DISCONNECTED else credential.expires_at
+    has_none = credential.is_key or credential.status == Status.DISCONNECTED
+    return None if has_none else credential.expires_at
 
 
 def _health() -> Health:

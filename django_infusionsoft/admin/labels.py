@@ -210,6 +210,10 @@ def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> 
             "Do what the message says, or reconnect the account. The app retries automatically."
         )
         return Headline(Condition.NEEDS_ATTENTION, text, step, credential.last_error)
+    if credential.is_key:
+        step = _("Create a key at Keap, and press “Reconnect” to store it.")
+        text = _("Keap rejects the key of this account.")
+        return Headline(Condition.NEEDS_ATTENTION, text, step if may_reconnect else str(ASK))
     reason = credential.get_reason_display() or credential.last_error
     text = _("This account must be reconnected: %(reason)s.") % {"reason": str(reason).rstrip(".")}
     steps = [
@@ -225,6 +229,12 @@ def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> 
 
 
 def _connected(credential: Credential, health: Health) -> Headline:
+    if credential.is_key:
+        return Headline(
+            Condition.CONNECTED,
+            _("This account is connected with a key, which is not refreshed."),
+            _("Nothing to do: the key is valid as far as known."),
+        )
     if health.is_worker_late:
         return Headline(
             credential.condition,

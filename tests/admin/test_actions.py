@@ -327,7 +327,7 @@ def test_action_runs_outside_atomic_requests(
 @pytest.mark.parametrize(
     ("codename", "buttons", "actions"),
     [
-        ("connect_credential", ["Connect a Keap account", "Reconnect"], []),
+        ("connect_credential", ["Connect a Keap account", "Add a key", "Reconnect"], []),
         ("refresh_credential", ["Refresh now", "Test connection"], ["refresh_selected"]),
         ("disconnect_credential", ["Disconnect"], ["disconnect_selected"]),
         ("delete_credential", [], ["delete_selected"]),

@@ -105,6 +105,7 @@ def pages() -> dict[str, str]:
         **{str(account): url for account, url in found.items()},
         "disconnect": reverse("admin:django_infusionsoft_credential_disconnect", args=[first.pk]),
         "choose": LIST + "add/",
+        "key": LIST + "key/",
         "applications": reverse("admin:django_infusionsoft_application_changelist"),
         "application": reverse(
             "admin:django_infusionsoft_application_change", args=[application.pk]
