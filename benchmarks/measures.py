@@ -25,6 +25,8 @@ REFRESH_HOURS: Final = 18
 ROUNDS_PER_VACUUM: Final = 4
 # One refresh in a hundred fails.
 FAILS_EVERY: Final = 100
+API_THREADS: Final = 20
+API_TASKS: Final = 50
 # Just enough to keep the sandbox busy.
 SOCKETS: Final = 4
 
@@ -232,10 +234,7 @@ def connections(bench: Bench) -> Iterator[Row]:
 
 
 def session(bench: Bench) -> Iterator[Row]:
-    bench.store_due(1)
-    account = Credential.objects.get().account
-    api_url = bench.sandbox.settings["INFUSIONSOFT_API_URL"]
-    job = {"account": account, "api_url": api_url, "api_calls": bench.scale.api_calls}
+    job = _api_job(bench)
     print_progress("session().get()")
     facts = run_timed("api_calls", job).facts
     ours, plain = facts["ours"], facts["plain"]
@@ -244,6 +243,49 @@ def session(bench: Bench) -> Iterator[Row]:
         Bar(1.10),
     )  # fmt: skip
     yield Row("  its queries", "queries", facts["queries"], bar=Bar(0.0))
+    print_progress("for_account().session().get()")
+    facts = run_timed("calls_of_requests", job).facts
+    ours, plain = facts["ours"], facts["plain"]
+    yield Row(
+        "for_account().session().get(); requests.Session().get", "ms", ours * 1000, plain * 1000,
+        ours / plain, Bar(1.5),
+    )  # fmt: skip
+    yield Row("  the queries of one", "queries", facts["queries"], bar=Bar(1.0))
+
+
+def threads(bench: Bench) -> Iterator[Row]:
+    print_progress("threads")
+    facts = run_timed("calls_in_threads", _api_job(bench)).facts
+    yield Row(
+        f"calls of {API_THREADS} threads; plain sessions", "per second", facts["ours"],
+        facts["plain"], facts["ratio"], Bar(0.9, at_least=True),
+    )  # fmt: skip
+
+
+def tasks(bench: Bench) -> Iterator[Row]:
+    print_progress("tasks")
+    job = _api_job(bench)
+    bench.sandbox.set_api_latency(0.05)
+    facts = run_timed("async_calls", job).facts
+    bench.sandbox.set_api_latency(0.0)
+    yield Row(
+        f"calls of 50 ms by {API_TASKS} tasks; httpx2", "seconds", facts["ours"],
+        facts["plain"], facts["ratio"], Bar(1.15),
+    )  # fmt: skip
+
+
+def _api_job(bench: Bench) -> dict[str, Any]:
+    bench.store_due(1)
+    return {
+        "account": Credential.objects.get().account,
+        "api_url": bench.sandbox.settings["INFUSIONSOFT_API_URL"],
+        "api_calls": bench.scale.api_calls,
+        "threads": API_THREADS,
+        "calls_per_thread": bench.scale.api_calls // 10,
+        "tasks": API_TASKS,
+        "async_calls": bench.scale.api_calls // 10,
+        "rounds": bench.scale.rounds,
+    }
 
 
 def peers(bench: Bench) -> Iterator[Row]:
@@ -287,6 +329,8 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "memory": memory,
     "connections": connections,
     "session": session,
+    "threads": threads,
+    "tasks": tasks,
     "peers": peers,
     "growth": growth,
     "history": history,

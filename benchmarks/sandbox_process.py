@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from django_infusionsoft.sandbox import Sandbox, Switches, faults
+from django_infusionsoft.sandbox.faults import Endpoint
 
 STOP_SECONDS: Final = 30.0
 
@@ -59,6 +60,10 @@ class SandboxProcess:
         """Delay the reply to each refresh from now on."""
         self._call("set_latency", seconds)
 
+    def set_api_latency(self, seconds: float) -> None:
+        """Delay the answer to each call of the API from now on."""
+        self._call("set_api_latency", seconds)
+
     @property
     def cpu_seconds(self) -> float:
         """User and system time of the process since its start."""
@@ -87,7 +92,9 @@ class _CommandHandler:
         if command == "issue":
             return self._issue(value)
         if command == "set_latency":
-            return self._set_latency(value)
+            return self._set_latency(value, "refresh")
+        if command == "set_api_latency":
+            return self._set_latency(value, "api")
         return sum(os.times()[:2])
 
     def _issue(self, number: int) -> list[Grant]:
@@ -97,10 +104,10 @@ class _CommandHandler:
             Grant(name, reply["access_token"], reply["refresh_token"]) for name, reply in replies
         ]
 
-    def _set_latency(self, seconds: float) -> None:
+    def _set_latency(self, seconds: float, endpoint: Endpoint) -> None:
         self._sandbox.clear_plan()
         if seconds:
-            self._sandbox.plan(faults.latency(seconds), endpoint="refresh", times=None)
+            self._sandbox.plan(faults.latency(seconds), endpoint=endpoint, times=None)
 
 
 def main(accounts: int) -> None:

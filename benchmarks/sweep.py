@@ -48,6 +48,8 @@ NAMES: Final = (
     "memory",
     "connections",
     "session",
+    "threads",
+    "tasks",
     "peers",
     "growth",
     "history",

@@ -61,22 +61,123 @@ def api_calls(job: Job) -> Work:
 
     from django_infusionsoft.models import Credential
 
-    credential = Credential.objects.for_account(job["account"])
-    ours, plain = credential.session(), requests.Session()
-    plain.headers["Authorization"] = f"Bearer {credential.get_access_token()}"
+    ours, plain = Credential.objects.for_account(job["account"]).session(), _plain_session(job)
     url = job["api_url"] + API_PATH
     calls = {"ours": lambda: ours.get(API_PATH), "plain": lambda: plain.get(url)}
 
     def work() -> dict[str, Any]:
-        for call in calls.values():
-            _block_seconds(call)
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
         with CaptureQueriesContext(connection) as queries:
-            for _ in range(job["api_calls"] // BLOCK):
-                for name, call in calls.items():
-                    seconds[name].append(_block_seconds(call))
-        medians = {name: statistics.median(each) / BLOCK for name, each in seconds.items()}
+            medians = _alternately(calls, job["api_calls"])
         return {**medians, "queries": len(queries)}
+
+    return work
+
+
+def calls_of_requests(job: Job) -> Work:
+    """A credential and a session for each call, as in web requests; and a kept plain session."""
+    django.setup()
+    from django.test.utils import CaptureQueriesContext
+
+    from django_infusionsoft.models import Credential
+
+    account, plain = job["account"], _plain_session(job)
+    url = job["api_url"] + API_PATH
+
+    def ours() -> requests.Response:
+        return Credential.objects.for_account(account).session().get(API_PATH)
+
+    def work() -> dict[str, Any]:
+        with CaptureQueriesContext(connection) as queries:
+            ours()
+        return {
+            **_alternately({"ours": ours, "plain": lambda: plain.get(url)}, job["api_calls"]),
+            "queries": len(queries),
+        }
+
+    return work
+
+
+def calls_in_threads(job: Job) -> Work:
+    """Threads that share a credential, each with a session; and plain sessions."""
+    django.setup()
+    from django_infusionsoft.models import Credential
+
+    credential = Credential.objects.for_account(job["account"])
+    url, number = job["api_url"] + API_PATH, job["calls_per_thread"]
+
+    def ours() -> None:
+        session = credential.session()
+        for _ in range(number):
+            session.get(API_PATH).raise_for_status()
+
+    def plain() -> None:
+        session = _plain_session(job)
+        for _ in range(number):
+            session.get(url).raise_for_status()
+
+    def seconds(call: Callable[[], None]) -> float:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(job["threads"]) as pool:
+            for each in [pool.submit(call) for _ in range(job["threads"])]:
+                each.result()
+        return time.perf_counter() - started
+
+    def work() -> dict[str, Any]:
+        rounds = [(seconds(ours), seconds(plain)) for _ in range(job["rounds"])]
+        calls = job["threads"] * number
+        return {
+            "ours": calls / statistics.median(each for each, _ in rounds),
+            "plain": calls / statistics.median(each for _, each in rounds),
+            "ratio": statistics.median(theirs / own for own, theirs in rounds),
+        }
+
+    return work
+
+
+def async_calls(job: Job) -> Work:
+    """Tasks of an event loop that share a session; and the bare client of httpx2."""
+    django.setup()
+    import asyncio
+
+    import httpx2
+
+    from django_infusionsoft.models import Credential
+
+    credential = Credential.objects.for_account(job["account"])
+    url, headers = job["api_url"] + API_PATH, _headers(job)
+
+    async def seconds(get: Callable[[], Any]) -> float:
+        gate = asyncio.Semaphore(job["tasks"])
+
+        async def call() -> None:
+            async with gate:
+                (await get()).raise_for_status()
+
+        started = time.perf_counter()
+        await asyncio.gather(*(call() for _ in range(job["async_calls"])))
+        return time.perf_counter() - started
+
+    async def rounds() -> list[tuple[float, float]]:
+        limits = httpx2.Limits(max_connections=200, max_keepalive_connections=64)
+        async with (
+            credential.asession() as session,
+            httpx2.AsyncClient(headers=headers, limits=limits) as plain,
+        ):
+            return [
+                (
+                    await seconds(lambda: session.get(API_PATH)),
+                    await seconds(lambda: plain.get(url)),
+                )
+                for _ in range(job["rounds"])
+            ]
+
+    def work() -> dict[str, Any]:
+        found = asyncio.run(rounds())
+        return {
+            "ours": statistics.median(each for each, _ in found),
+            "plain": statistics.median(each for _, each in found),
+            "ratio": statistics.median(own / theirs for own, theirs in found),
+        }
 
     return work
 
@@ -93,6 +194,9 @@ WORKLOADS: Final[Mapping[str, Prepare]] = {
     "plain_threads": plain_threads,
     "raw_sockets": raw_sockets,
     "api_calls": api_calls,
+    "async_calls": async_calls,
+    "calls_in_threads": calls_in_threads,
+    "calls_of_requests": calls_of_requests,
     "peers": peers,
 }
 
@@ -159,6 +263,32 @@ def _read_reply(sock: socket.socket) -> bytes:
         length = CONTENT_LENGTH.search(head + b"\r\n")
         if end and length and len(body) >= int(length[1]):
             return reply
+
+
+def _headers(job: Job) -> dict[str, str]:
+    from django_infusionsoft.models import Credential
+
+    access_token = Credential.objects.for_account(job["account"]).get_access_token()
+    return {"Authorization": f"Bearer {access_token}"}
+
+
+def _plain_session(job: Job) -> requests.Session:
+    session = requests.Session()
+    session.headers.update(_headers(job))
+    return session
+
+
+def _alternately(
+    calls: Mapping[str, Callable[[], requests.Response]], number: int
+) -> dict[str, float]:
+    """Return the median seconds of each kind of call, timed in alternating blocks."""
+    for call in calls.values():
+        _block_seconds(call)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(number // BLOCK):
+        for name, call in calls.items():
+            seconds[name].append(_block_seconds(call))
+    return {name: statistics.median(each) / BLOCK for name, each in seconds.items()}
 
 
 def _block_seconds(call: Callable[[], requests.Response]) -> float:

@@ -163,7 +163,7 @@ class CredentialManager(models.Manager["Credential"]):
 
     def _only(self, found: models.QuerySet[Credential], what: str) -> Credential:
         known = found.select_related("application").annotate(database_now=DatabaseNow())
-        rows = list(known[:2])
+        rows = list(known.order_by()[:2])
         if not rows:
             raise self.model.DoesNotExist(
                 f"No credential for {what}: connect it in the admin or with the authorize view."

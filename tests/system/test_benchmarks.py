@@ -12,7 +12,17 @@ from benchmarks.measures import MEASURES, Bar, Row
 from benchmarks.sweep import NAMES
 from tests.processes import ROOT
 
-SHORT_MEASURES = ("sandbox", "sweep", "claim", "connections", "session", "growth", "history")
+SHORT_MEASURES = (
+    "sandbox",
+    "sweep",
+    "claim",
+    "connections",
+    "session",
+    "threads",
+    "tasks",
+    "growth",
+    "history",
+)
 
 
 @pytest.mark.every_database
