@@ -109,11 +109,12 @@ def test_waits_of_all_are_short_when_transactions_use_up_the_connections(
         everywhere.wait()
         started = time.monotonic()
         assert start(Credential.objects.count).result() == len(found)  # another page
-        for reader in readers:
-            with pytest.raises(DatabaseBusy, match="default_pool_size"):
-                reader.result()
+        errors = [reader.exception() for reader in readers]
     assert time.monotonic() - started < 10
-    assert sandbox.token_requests == []
+    # The first one to give up frees a connection, perhaps in time for the other.
+    assert any(isinstance(each, DatabaseBusy) for each in errors)
+    assert all("default_pool_size" in str(each) for each in errors if each is not None)
+    assert len(sandbox.token_requests) == errors.count(None)
     assert Credential.objects.filter(lease_until__isnull=False).count() == 0
 
 
@@ -123,7 +124,7 @@ def test_pair_is_stored_once_a_connection_is_free(
     monkeypatch.setattr(database, "CONNECTION_TIMEOUT_SECONDS", 0.2)
     gate = sandbox.hold("after")
     has_failed, may_end = threading.Event(), threading.Event()
-    monkeypatch.setattr(database.logger, "exception", lambda message, *_: has_failed.set())
+    monkeypatch.setattr(database.logger, "error", lambda *_, **__: has_failed.set())
 
     def refresh() -> None:
         with transaction.atomic():
