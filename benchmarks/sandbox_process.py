@@ -112,7 +112,7 @@ class _CommandHandler:
 
 def main(accounts: int) -> None:
     names = [f"bn{number:07}" for number in range(accounts)]
-    with Sandbox(accounts=names, switches=Switches()) as sandbox:
+    with Sandbox(accounts=names, switches=Switches(quota_enforced=False)) as sandbox:
         print(json.dumps(sandbox.settings), flush=True)
         handler = _CommandHandler(sandbox)
         for line in sys.stdin:

@@ -98,8 +98,7 @@ class Quota:
             "tenant_day": (tenant, DAY),
         }
         return {
-            name: Usage(limits[name], self._used(*window, now))
-            for name, window in windows.items()
+            name: Usage(limits[name], self._used(*window, now)) for name, window in windows.items()
         }
 
     def _limits(self, grant: Grant) -> dict[str, int]:

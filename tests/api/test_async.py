@@ -85,7 +85,7 @@ def test_transaction_of_a_test_is_seen(sandbox: Sandbox, expired: Credential) ->
 def test_one_refresh_serves_all_tasks_and_the_loop_goes_on(
     sandbox: Sandbox, expired: Credential
 ) -> None:
-    sandbox.plan(faults.latency(0.5), endpoint="refresh")
+    sandbox.plan(faults.latency(1.5), endpoint="refresh")
     beats: list[float] = []
 
     async def call() -> int:
@@ -100,7 +100,7 @@ def test_one_refresh_serves_all_tasks_and_the_loop_goes_on(
         await asyncio.sleep(0.2)
         started = time.monotonic()
         await sync_to_async(Credential.objects.count)()
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < 1  # it does not wait for the refresh
         found = await refreshing
         beating.cancel()
         return found
