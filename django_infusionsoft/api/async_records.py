@@ -1,11 +1,13 @@
 """Lists, updates and custom fields by ``await session.call()``: as in ``records``."""
 
-from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Hashable, Mapping
+from typing import Any, TypeVar, cast
 
-from django_infusionsoft.api import custom_fields, updates
-from django_infusionsoft.api.custom_fields import CustomFields
+from django_infusionsoft.api import steps
 from django_infusionsoft.api.paging import PageRequest, items_of
+from django_infusionsoft.api.steps import Steps
+
+T = TypeVar("T")
 
 
 class AsyncRecords:
@@ -35,28 +37,20 @@ class AsyncRecords:
 
     async def update(self, url: str, changes: Mapping[str, Any]) -> Any:
         """Change some properties of an object of v2, and return it."""
-        changes = updates.writable(changes)
-        named = changes.get("custom_fields")
-        if isinstance(named, Mapping):
-            kind = updates.kind_of(url)
-            changes["custom_fields"] = await self.custom_fields(kind, named)
-        params = updates.needed(url, changes)
-        current = {} if params is None else await self.call("GET", url, params=params)
-        mask = {"update_mask": list(changes)}
-        return await self.call("PATCH", url, params=mask, json=updates.merged(changes, current))
+        return await self._run(steps.update(self.models_key, url, changes))
 
     async def custom_fields(self, kind: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return contents by label as ``custom_fields`` of a new object."""
-        return (await self._fields(kind, values, "ids")).items_for(values)
+        return await self._run(steps.custom_fields(self.models_key, kind, values))
 
     async def custom_field_values(self, kind: str, item: Mapping[str, Any]) -> dict[str, Any]:
         """Return the custom fields of an object as contents by label."""
-        ids = [str(each["id"]) for each in item.get("custom_fields") or ()]
-        return (await self._fields(kind, ids, "labels")).values_of(item)
+        return await self._run(steps.custom_field_values(self.models_key, kind, item))
 
-    async def _fields(self, kind: str, names: Iterable[str], by: str) -> CustomFields:
-        key = (self.models_key, kind)
-        fields = custom_fields.models.get(key)
-        if fields is None or any(each not in getattr(fields, by) for each in names):
-            fields = custom_fields.models.put(key, await self.call("GET", f"v2/{kind}/model"))
-        return fields
+    async def _run(self, pending: Steps[T]) -> T:
+        try:
+            call = next(pending)
+            while True:
+                call = pending.send(await self.call(call.method, call.url, **call.options))
+        except StopIteration as end:
+            return cast("T", end.value)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final
+from typing import Final
 
 # Of a currency's unit, in the form that has an object.
 MINOR_DIGITS: Final = 2
@@ -15,15 +15,15 @@ def read_amount(value: object) -> Decimal:
         a number (``12.5``), or v1's text (``"12.50"``).
     :raises ValueError: it is none of these.
     """
-    try:
-        if isinstance(value, Mapping):
-            return Decimal(str(value["amount"])).scaleb(-MINOR_DIGITS)
-        if isinstance(value, int | float | str | Decimal) and not isinstance(value, bool):
-            amount = Decimal(str(value).replace(",", ""))
-            if amount.is_finite():
-                return amount
-    except (InvalidOperation, KeyError):
-        pass
+    is_object = isinstance(value, Mapping)
+    number = value.get("amount") if isinstance(value, Mapping) else value
+    if isinstance(number, int | float | str | Decimal) and not isinstance(number, bool):
+        try:
+            amount = Decimal(str(number))
+        except InvalidOperation:
+            amount = Decimal("NaN")
+        if amount.is_finite():
+            return amount.scaleb(-MINOR_DIGITS) if is_object else amount
     raise ValueError(f"{value!r} is no amount.")
 
 
@@ -32,7 +32,7 @@ def write_hundredths(amount: Decimal) -> int:
 
     :raises ValueError: it has a fraction of a hundredth.
     """
-    hundredths: Any = amount.scaleb(MINOR_DIGITS)
-    if hundredths != int(hundredths):
+    hundredths = int(amount.scaleb(MINOR_DIGITS))
+    if Decimal(hundredths).scaleb(-MINOR_DIGITS) != amount:
         raise ValueError(f"{amount} has more than {MINOR_DIGITS} decimals.")
-    return int(hundredths)
+    return hundredths

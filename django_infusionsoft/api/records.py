@@ -1,11 +1,13 @@
 """Lists, updates and custom fields by ``session.call()``: the parts without I/O, put together."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
-from django_infusionsoft.api import custom_fields, updates
-from django_infusionsoft.api.custom_fields import CustomFields
+from django_infusionsoft.api import steps
 from django_infusionsoft.api.paging import PageRequest, items_of
+from django_infusionsoft.api.steps import Steps
+
+T = TypeVar("T")
 
 
 class Records:
@@ -43,44 +45,38 @@ class Records:
     def update(self, url: str, changes: Mapping[str, Any]) -> Any:
         """Change some properties of an object of v2, and return it.
 
-        Keap replaces collections such as ``email_addresses`` whole, so their other items are read
-        first, and sent with the changed ones. Read-only properties are left out.
+        Keap replaces collections such as ``email_addresses`` whole, so their items are read first,
+        and sent with the changed ones. Whatever Keap changes in between is undone. Read-only
+        properties are left out.
 
         :param url: of the object, such as ``v2/contacts/7``.
         :param changes: ``custom_fields`` may be contents by label.
         :raises ValueError: nothing is left to change, or an item lacks what tells it apart.
+        :raises LookupError: there is no custom field of this name.
         :raises InfusionsoftError: as ``call()``.
         """
-        changes = updates.writable(changes)
-        named = changes.get("custom_fields")
-        if isinstance(named, Mapping):
-            changes["custom_fields"] = self.custom_fields(updates.kind_of(url), named)
-        params = updates.needed(url, changes)
-        current = {} if params is None else self.call("GET", url, params=params)
-        return self.call(
-            "PATCH",
-            url,
-            params={"update_mask": list(changes)},
-            json=updates.merged(changes, current),
-        )
+        return self._run(steps.update(self.models_key, url, changes))
 
     def custom_fields(self, kind: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return contents by label as ``custom_fields`` of a new object.
 
         :param kind: of the object, as in its URL: ``contacts``, ``companies``, ``orders`` …
-        :raises KeyError: there is no such field; the message names those that there are.
+        :raises LookupError: there is no such field; the message names those that there are.
+        :raises InfusionsoftError: as ``call()``.
         """
-        return self._fields(kind, values, "ids").items_for(values)
+        return self._run(steps.custom_fields(self.models_key, kind, values))
 
     def custom_field_values(self, kind: str, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the custom fields of an object as contents by label."""
-        ids = [str(each["id"]) for each in item.get("custom_fields") or ()]
-        return self._fields(kind, ids, "labels").values_of(item)
+        """Return the custom fields of an object as contents by label.
 
-    def _fields(self, kind: str, names: Iterable[str], by: str) -> CustomFields:
-        """Return the fields; those of the cache only if it has all of these names."""
-        key = (self.models_key, kind)
-        fields = custom_fields.models.get(key)
-        if fields is None or any(each not in getattr(fields, by) for each in names):
-            fields = custom_fields.models.put(key, self.call("GET", f"v2/{kind}/model"))
-        return fields
+        :raises InfusionsoftError: as ``call()``.
+        """
+        return self._run(steps.custom_field_values(self.models_key, kind, item))
+
+    def _run(self, pending: Steps[T]) -> T:
+        try:
+            call = next(pending)
+            while True:
+                call = pending.send(self.call(call.method, call.url, **call.options))
+        except StopIteration as end:
+            return cast("T", end.value)

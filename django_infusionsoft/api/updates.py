@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from django_infusionsoft.api.read_only import OF_ITEMS, read_only
+
 Item = Mapping[str, Any]
 
-KIND: Final = re.compile(r"(?:^|/)v2/([A-Za-z]+)/")
+PATH: Final = re.compile(r"(?:^|/)v2/([^?#]+)")
 # Which property tells the items of a collection apart.
 KEYS: Final[Mapping[str, str]] = {
     "addresses": "field",
@@ -19,43 +21,29 @@ KEYS: Final[Mapping[str, str]] = {
     "phone_numbers": "field",
     "social_accounts": "type",
 }
-# What Keap returns in them and does not take, or derives from another one.
-READ_ONLY_IN_ITEMS: Final[Mapping[str, frozenset[str]]] = {
-    "addresses": frozenset({"country"}),
-    "email_addresses": frozenset({"email_opt_status", "is_opt_in"}),
-    "phone_numbers": frozenset({"number_e164"}),
+# What a new value of a property makes obsolete.
+OBSOLETE: Final[Mapping[str, frozenset[str]]] = {
+    "country": frozenset({"country_code"}),
+    "country_code": frozenset({"country"}),
+    "email": frozenset({"opt_in_reason"}),
+    "postal_code": frozenset({"zip_code", "zip_four"}),
+    "region": frozenset({"region_code"}),
+    "region_code": frozenset({"region"}),
+    "zip_code": frozenset({"postal_code", "zip_four"}),
 }
-# What Keap returns of any object and does not take, in its OpenAPI document of v2.
-READ_ONLY: Final = frozenset(
-    {
-        "account_id",
-        "create_time",
-        "created_by",
-        "created_by_user_id",
-        "created_time",
-        "creation_time",
-        "groups",
-        "id",
-        "last_updated_by",
-        "last_updated_by_user_id",
-        "last_updated_time",
-        "links",
-        "modification_time",
-        "score_value",
-        "tag_ids",
-        "update_time",
-    }
-)
-# Of these alone an answer leaves out properties that ``fields`` does not name.
-WITH_FIELDS: Final = frozenset({"contacts", "companies"})
+# Keap derives these from codes, and rejects some that it has returned itself (keap-facts 14).
+CODES: Final[Mapping[str, str]] = {"country": "country_code", "region": "region_code"}
+# The ``GET`` of these takes ``fields``.
+WITH_FIELDS: Final = frozenset({"companies", "contacts", "notes", "opportunities", "tasks"})
 
 
-def writable(changes: Mapping[str, Any]) -> dict[str, Any]:
+def writable(url: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the changes without read-only properties, such as those of a fetched object.
 
-    :raises ValueError: nothing is left.
+    :raises ValueError: nothing is left, or the URL is not one of v2.
     """
-    found = {name: value for name, value in changes.items() if name not in READ_ONLY}
+    excluded = read_only(kind_of(url))
+    found = {name: value for name, value in changes.items() if name not in excluded}
     if not found:
         raise ValueError("There is nothing to change: all of these properties are read-only.")
     return found
@@ -64,10 +52,11 @@ def writable(changes: Mapping[str, Any]) -> dict[str, Any]:
 def kind_of(url: str) -> str:
     """Return the kind of objects that a URL of v2 names, such as ``contacts``.
 
-    :raises ValueError: it names none.
+    :raises ValueError: it is not a URL of v2.
     """
-    if found := KIND.search(url):
-        return found[1]
+    if found := PATH.search(url):
+        *parents, last = found[1].strip("/").split("/")
+        return parents[-1] if parents else last
     raise ValueError(f"{url!r} is not the URL of an object of v2, such as v2/contacts/7.")
 
 
@@ -80,7 +69,7 @@ def needed(url: str, changes: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def merged(changes: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of the ``PATCH``: changed items replace those with the same key.
+    """Return the body of the ``PATCH``: changed items are merged into those with the same key.
 
     An item of nothing but its key is removed, and an empty collection is sent as it is.
 
@@ -94,23 +83,34 @@ def merged(changes: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, 
 
 
 def _merge(name: str, changed: Iterable[Item], current: Iterable[Item]) -> list[dict[str, Any]]:
-    key, items = KEYS[name], {}
-    for item in current:
-        items[item.get(key)] = _without_read_only(name, item)
+    key = KEYS[name]
+    before = {str(item.get(key)): _set_properties(item) for item in current}
+    after = {at: _sendable(name, item) for at, item in before.items() if set(item) != {key}}
     for item in changed:
         if item.get(key) is None:
             raise ValueError(f"Each of {name} needs {key!r}, so that the others can be kept.")
+        at = str(item[key])
         if set(item) == {key}:
-            items.pop(item[key], None)
+            after.pop(at, None)
         else:
-            before = items.get(item[key], {})
-            items[item[key]] = _without_read_only(name, {**before, **item})
-    return list(items.values())
+            after[at] = _sendable(name, _merge_item(item, before.get(at, {})))
+    return list(after.values())
 
 
-def _without_read_only(name: str, item: Item) -> dict[str, Any]:
-    excluded = READ_ONLY_IN_ITEMS.get(name, frozenset())
-    # The text of a region is derived from its code.
-    if item.get("region_code"):
-        excluded |= {"region"}
+def _set_properties(item: Item) -> Item:
+    """Without null: nobody knows what Keap does with it (keap-facts 14)."""
+    return {name: value for name, value in item.items() if value is not None}
+
+
+def _merge_item(item: Item, before: Item) -> dict[str, Any]:
+    changes = {
+        name: value for name, value in item.items() if name not in before or before[name] != value
+    }
+    obsolete = {each for name in changes for each in OBSOLETE.get(name, ())}
+    return {name: value for name, value in before.items() if name not in obsolete} | changes
+
+
+def _sendable(name: str, item: Item) -> dict[str, Any]:
+    derived = {text for text, code in CODES.items() if item.get(code)}
+    excluded = derived | OF_ITEMS.get(name, frozenset())
     return {each: value for each, value in item.items() if each not in excluded}

@@ -241,7 +241,7 @@ def test_model_is_read_once_and_again_when_a_label_is_unknown(
     for _ in range(3):
         session.custom_fields("contacts", {"Score": 3})
     assert len(session.calls) == 1
-    with pytest.raises(KeyError, match="There are: Favorite Color, Score"):
+    with pytest.raises(LookupError, match=r"^No custom field.*There are: Favorite Color, Score"):
         session.custom_fields("contacts", {"Colour": "blue"})
     assert len(session.calls) == 2
     session.custom_fields("orders", {"Score": 3})
@@ -249,3 +249,30 @@ def test_model_is_read_once_and_again_when_a_label_is_unknown(
     monkeypatch.setattr(custom_fields, "MAX_AGE_SECONDS", -1)
     session.custom_fields("contacts", {"Score": 3})
     assert len(session.calls) == 4
+
+
+def test_model_is_not_read_for_each_object_with_an_unknown_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = Recorded(model_or_contact)
+    contact = {"custom_fields": [{"id": "46", "content": "9"}, {"id": "99", "content": "x"}]}
+    for _ in range(3):
+        assert session.custom_field_values("contacts", contact) == {"Score": "9", "99": "x"}
+    assert len(session.calls) == 1
+    monkeypatch.setattr(custom_fields, "RECENT_SECONDS", -1)
+    session.custom_field_values("contacts", contact)
+    assert len(session.calls) == 2
+
+
+def test_fields_with_the_same_label_go_by_keaps_names() -> None:
+    fields = [
+        {"id": "1", "label": "Size", "field_name": "Size"},
+        {"id": "2", "label": "Size", "field_name": "Size0"},
+    ]
+    session = Recorded(lambda *_: {"custom_fields": fields})
+    written = session.custom_fields("contacts", {"Size": "L", "Size0": "XL"})
+    assert written == [{"id": "1", "content": "L"}, {"id": "2", "content": "XL"}]
+    assert session.custom_field_values("contacts", {"custom_fields": written}) == {
+        "Size": "L",
+        "Size0": "XL",
+    }
