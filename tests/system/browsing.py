@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,8 +61,11 @@ def press(page: "Page", name: str) -> None:
 def fetch_axe(folder: Path) -> str:
     """Return the script of axe-core, fetched with npm."""
     options = ["--no-save", "--no-audit", "--no-fund", "--prefix", str(folder)]
-    npm = str(shutil.which("npm"))
-    subprocess.run([npm, "install", *options, AXE], check=True, capture_output=True, timeout=120)
+    command = [str(shutil.which("npm")), "install", *options, AXE]
+    for pause in (2, 5, 10, 20):  # a registry does not answer every request
+        if not subprocess.run(command, check=False, capture_output=True, timeout=120).returncode:
+            break
+        time.sleep(pause)
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
 
 
