@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,11 +60,8 @@ def press(page: "Page", name: str) -> None:
 def fetch_axe(folder: Path) -> str:
     """Return the script of axe-core, fetched with npm."""
     options = ["--no-save", "--no-audit", "--no-fund", "--prefix", str(folder)]
-    command = [str(shutil.which("npm")), "install", *options, AXE]
-    for pause in (2, 5, 10, 20):  # a registry does not answer every request
-        if not subprocess.run(command, check=False, capture_output=True, timeout=120).returncode:
-            break
-        time.sleep(pause)
+    npm = str(shutil.which("npm"))
+    subprocess.run([npm, "install", *options, AXE], check=True, capture_output=True, timeout=120)
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
 
 
