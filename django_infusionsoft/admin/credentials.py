@@ -188,8 +188,8 @@ class CredentialAdmin(CredentialActions):
 
 
 def _expires_at(credential: Credential) -> datetime | None:
-    has_none = credential.is_key or credential.status == Status.DISCONNECTED
-    return None if has_none else credential.expires_at
+    is_gone = credential.status == Status.DISCONNECTED
+    return None if is_gone else credential.access_token_expires_at
 
 
 def _health() -> Health:

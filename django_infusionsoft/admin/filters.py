@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 from django_infusionsoft.choices import SETTINGS_CLIENT, Condition
 from django_infusionsoft.conf import conf
 from django_infusionsoft.models import Application, Credential
-from django_infusionsoft.storage.credentials import in_condition
+from django_infusionsoft.storage.credentials import in_condition, is_refreshable
 
 
 class ConditionFilter(admin.SimpleListFilter):
@@ -53,4 +53,6 @@ class ApplicationFilter(admin.SimpleListFilter):
         value = self.value()
         if value is None or value not in dict(self.lookup_choices):
             return None
-        return queryset.filter(application=None if value == SETTINGS_CLIENT else int(value))
+        if value == SETTINGS_CLIENT:
+            return queryset.filter(is_refreshable(), application=None)
+        return queryset.filter(application=int(value))

@@ -183,7 +183,13 @@ def headline(
 
 
 def _alive(credential: Credential, health: Health) -> Headline:
-    """Return the headline of an account that the runs refresh."""
+    """Return the headline of an account that can be used, or is retried."""
+    if credential.is_key:
+        return Headline(
+            Condition.CONNECTED,
+            _("This account is connected with a key, which is not refreshed."),
+            _("Nothing to do: the key is valid as far as known."),
+        )
     states = health.blocked_applications
     block_reasons = {state.application_id: state.block_reason for state in states}
     is_failing = credential.condition == Condition.FAILING
@@ -229,12 +235,6 @@ def _lost(credential: Credential, *, may_reconnect: bool, may_refresh: bool) -> 
 
 
 def _connected(credential: Credential, health: Health) -> Headline:
-    if credential.is_key:
-        return Headline(
-            Condition.CONNECTED,
-            _("This account is connected with a key, which is not refreshed."),
-            _("Nothing to do: the key is valid as far as known."),
-        )
     if health.is_worker_late:
         return Headline(
             credential.condition,

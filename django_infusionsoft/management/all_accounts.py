@@ -11,6 +11,7 @@ from django_infusionsoft.conf import conf
 from django_infusionsoft.models import ApplicationState, Credential
 from django_infusionsoft.refresh.storing import reauthorization_error
 from django_infusionsoft.refresh.trust import DISTRUST
+from django_infusionsoft.storage.credentials import is_refreshable
 
 
 def confirm(*, returncode: int) -> None:
@@ -18,7 +19,7 @@ def confirm(*, returncode: int) -> None:
 
     :raises CommandError: the answer is not yes. Nothing has been changed.
     """
-    count = Credential.objects.connected().count()
+    count = Credential.objects.connected().filter(is_refreshable()).count()
     seconds = round(count / conf.REFRESH_RATE) if conf.REFRESH_RATE else 0
     question = (
         f"This presents the refresh tokens of all {count} connected accounts to Keap, in "
@@ -75,7 +76,7 @@ class Findings:
 
 def findings() -> Findings:
     """Return what the stored rows say."""
-    rows = Credential.objects
+    rows = Credential.objects.get_queryset().filter(is_refreshable())
     lost, doubted = rows.needs_reauthorization(), rows.connected().filter(is_doubted=True)
     return Findings(
         _without_secrets(lost),

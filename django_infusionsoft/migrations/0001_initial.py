@@ -514,7 +514,7 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="credential",
             index=models.Index(
-                fields=["status", "failed_outcome", "failures"], name="infusionsoft_status"
+                fields=["status", "kind", "failed_outcome", "failures"], name="infusionsoft_status"
             ),
         ),
         migrations.AddIndex(

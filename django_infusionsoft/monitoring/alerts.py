@@ -33,7 +33,12 @@ from django_infusionsoft.storage.applications import (
     states,
     was_notified,
 )
-from django_infusionsoft.storage.credentials import CredentialRow, credential_model, in_condition
+from django_infusionsoft.storage.credentials import (
+    CredentialRow,
+    credential_model,
+    in_condition,
+    is_refreshable,
+)
 from django_infusionsoft.storage.database import (
     DatabaseNow,
     is_in_testcase,
@@ -182,7 +187,7 @@ def _has_had_time(alias: str, health: Health) -> bool:
     if health.last_run_at:
         return True
     since = from_now(-conf.OVERDUE_SECONDS)
-    return _credentials(alias).filter(connected_at__lte=since).exists()
+    return _credentials(alias).filter(is_refreshable(), connected_at__lte=since).exists()
 
 
 def _mail(alias: str, pending: PendingAlerts, health: Health) -> EmailMessage:
@@ -238,12 +243,13 @@ def _named(alias: str, ids: Sequence[int]) -> list[dict[str, str]]:
 
 def _line(credential: CredentialRow) -> dict[str, str]:
     name = one_line(credential.account_name)  # comes from Keap and is not trusted
+    url = _url("admin:django_infusionsoft_credential_change", credential.pk)
     if credential.failed_outcome and credential.status == Status.CONNECTED:
         what = one_line(credential.last_error)
-        url = _url("admin:django_infusionsoft_credential_change", credential.pk)
     else:
         what = credential.get_reason_display() or credential.get_status_display()
-        url = _url("django_infusionsoft:authorize", credential=credential.pk)
+        if not credential.is_key:  # its page leads to the form for another key
+            url = _url("django_infusionsoft:authorize", credential=credential.pk)
     title = f"{credential} ({name})" if name else str(credential)
     return {"title": title, "what": what, "url": url}
 

@@ -15,6 +15,7 @@ from django_infusionsoft.choices import (
     NEEDS_OPERATOR,
     BlockReason,
     Condition,
+    Kind,
     Status,
 )
 from django_infusionsoft.conf import conf
@@ -63,7 +64,7 @@ class Health:
     """By the database's clock, like all times here."""
     counts: Mapping[Condition, int]
     alive: int
-    """How many have a grant that is valid as far as is known."""
+    """How many have a grant that is valid as far as is known; keys need no worker."""
     due: int
     """How many are due, and no process is refreshing them."""
     oldest_due_at: datetime | None
@@ -209,20 +210,24 @@ def _counts(alias: str) -> dict[str, Any]:
             # A refresh that began between the queries is counted in the later one only.
             counts[other] = max(0, counts[other] - count)
         counts[condition] += found.total()
-    alive = sum(count for status, *_, count in groups if status == Status.CONNECTED)
+    alive = sum(
+        count
+        for status, kind, *_, count in groups
+        if (status, kind) == (Status.CONNECTED, Kind.GRANT)
+    )
     return {"counts": counts, "alive": alive}
 
 
-def _grouped(credentials: QuerySet[CredentialRow]) -> list[tuple[str, str, int, int]]:
+def _grouped(credentials: QuerySet[CredentialRow]) -> list[tuple[str, str, str, int, int]]:
     """Count credentials by their columns in one index."""
-    groups = credentials.order_by().values_list("status", "failed_outcome", "failures")
+    groups = credentials.order_by().values_list("status", "kind", "failed_outcome", "failures")
     return list(groups.annotate(Count("pk")))
 
 
-def _count(groups: list[tuple[str, str, int, int]]) -> Counter[Condition]:
+def _count(groups: list[tuple[str, str, str, int, int]]) -> Counter[Condition]:
     """Count credentials by the condition that these columns show."""
     counts: Counter[Condition] = Counter()
-    for status, failed_outcome, failures, count in groups:
+    for status, _, failed_outcome, failures, count in groups:
         if status == Status.DISCONNECTED:
             counts[Condition.DISCONNECTED] += count
         elif status != Status.CONNECTED or failed_outcome in NEEDS_OPERATOR:

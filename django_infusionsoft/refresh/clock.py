@@ -11,7 +11,7 @@ from django_infusionsoft.choices import Status
 from django_infusionsoft.monitoring import heartbeat
 from django_infusionsoft.refresh import leases, timing
 from django_infusionsoft.storage.applications import from_now
-from django_infusionsoft.storage.credentials import CredentialRow, is_idle
+from django_infusionsoft.storage.credentials import CredentialRow, is_idle, is_refreshable
 from django_infusionsoft.storage.database import DatabaseNow, own_transaction
 
 logger = logging.getLogger("django_infusionsoft")
@@ -42,6 +42,7 @@ def _correct(model: type[CredentialRow], alias: str, seconds: float) -> None:
     logger.error("clock_stepped_back seconds=%s", round(seconds))
     has_failed = Q(failures__gt=0, refresh_at__gt=from_now(timing.MAX_PAUSE_SECONDS))
     with own_transaction(alias):
-        rows = model._base_manager.using(alias).filter(is_idle(), status=Status.CONNECTED)
+        rows = model._base_manager.using(alias).filter(is_idle(), is_refreshable())
+        rows = rows.filter(status=Status.CONNECTED)
         rows.filter(Q(issued_at__gt=DatabaseNow()) | has_failed).update(refresh_at=DatabaseNow())
     heartbeat.record_clock_step(alias)

@@ -13,7 +13,7 @@ from django.db import Error, connections
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 
 from django_infusionsoft import elapsed
-from django_infusionsoft.choices import DOUBTFUL, Kind, Reason, Status
+from django_infusionsoft.choices import DOUBTFUL, Reason, Status
 from django_infusionsoft.exceptions import DatabaseBusy, DecryptionError, RefreshInProgress
 from django_infusionsoft.keap.transport import (
     lease_seconds,
@@ -29,6 +29,7 @@ from django_infusionsoft.storage.credentials import (
     CredentialRow,
     alias_of,
     is_idle,
+    is_refreshable,
     note_clock_offset,
     row_of,
     table_schema_of,
@@ -150,7 +151,7 @@ def _is_claimable(*, force: bool, again: bool) -> Q:
     is_claimable = Q(status=Status.CONNECTED)
     if force:
         is_claimable |= Q(status=Status.REAUTHORIZATION_REQUIRED, reason=Reason.UNANSWERED)
-    return is_claimable & Q(kind=Kind.GRANT)
+    return is_claimable & is_refreshable()
 
 
 def cut(credentials: QuerySet[CredentialRow]) -> None:

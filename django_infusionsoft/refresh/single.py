@@ -19,7 +19,7 @@ from django.db import Error, router
 from django.db.models import Q, QuerySet
 
 from django_infusionsoft import waiting
-from django_infusionsoft.choices import EventKind, Kind, Outcome, Status
+from django_infusionsoft.choices import EventKind, Outcome, Status
 from django_infusionsoft.conf import conf
 from django_infusionsoft.exceptions import (
     DatabaseBusy,
@@ -42,6 +42,7 @@ from django_infusionsoft.storage.credentials import (
     alias_of,
     copy_from,
     is_idle,
+    is_refreshable,
     reload,
 )
 from django_infusionsoft.storage.database import (
@@ -108,7 +109,7 @@ def request_refresh(credentials: QuerySet[CredentialRow], *, user: AbstractBaseU
 
 def _may_be_made_due() -> Q:
     # The repeat after an attempt without an answer keeps its own time.
-    return is_idle() & Q(status=Status.CONNECTED, unanswered_attempts=0, kind=Kind.GRANT)
+    return is_idle() & is_refreshable() & Q(status=Status.CONNECTED, unanswered_attempts=0)
 
 
 def _batches(credentials: QuerySet[CredentialRow]) -> Iterator[list[int]]:

@@ -205,7 +205,7 @@ class CredentialRow(GuardedModel):
             models.Index(fields=["account"], name="infusionsoft_account"),
             # With all columns of a summary's counts, so that the rows need not be read.
             models.Index(
-                fields=["status", "failed_outcome", "failures"], name="infusionsoft_status"
+                fields=["status", "kind", "failed_outcome", "failures"], name="infusionsoft_status"
             ),
             models.Index(fields=["is_alerted", "status"], name="infusionsoft_alerted"),
             models.Index(fields=["is_unreported"], name="infusionsoft_unreported"),
@@ -283,6 +283,11 @@ class CredentialRow(GuardedModel):
     def now(self) -> datetime:
         """The time by the database's clock, as far as known: all times of the row follow it."""
         return timezone.now() - self.clock_offset
+
+    @property
+    def access_token_expires_at(self) -> datetime | None:
+        """When the access token expires; ``None`` for a key."""
+        return None if self.is_key else self.expires_at
 
     @property
     def has_valid_access_token(self) -> bool:
@@ -364,6 +369,11 @@ def _is_failing() -> Q:
 def is_idle() -> Q:
     """Whether no lease is valid, by the database's clock."""
     return Q(lease_until__isnull=True) | Q(lease_until__lte=DatabaseNow())
+
+
+def is_refreshable() -> Q:
+    """Whether a row has a grant: a key is never refreshed."""
+    return Q(kind=Kind.GRANT)
 
 
 def is_leased() -> ExpressionWrapper[Any]:

@@ -3,10 +3,11 @@
 import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
+from django.utils import timezone
 
-from django_infusionsoft.choices import Condition
+from django_infusionsoft.choices import BlockReason, Condition
 from django_infusionsoft.exceptions import ReauthorizationRequired
-from django_infusionsoft.models import Credential
+from django_infusionsoft.models import Application, ApplicationState, Credential
 from django_infusionsoft.sandbox import Sandbox, faults
 from tests.support import row
 from tests.web import LIST, change_url, client_for, messages_of, page, plain, user_who_may
@@ -89,6 +90,22 @@ def test_page_of_a_key_offers_what_helps(keyed: Credential, ana: User) -> None:
     assert "connected with a key, which is not refreshed" in plain(text)
     assert "Test connection" in text
     assert "Refresh now" not in text
+
+
+def test_page_of_a_key_says_nothing_of_a_blocked_client(keyed: Credential, ana: User) -> None:
+    now = timezone.now()
+    ApplicationState.objects.create(
+        block_reason=BlockReason.REJECTED, since=now, probe_at=now, notified_at=now
+    )
+    text = plain(page(client_for(ana), change_url(keyed)))
+    assert "connected with a key, which is not refreshed" in text
+
+
+def test_keys_are_not_among_the_accounts_of_the_client_in_the_settings(
+    keyed: Credential, second: Application, ana: User
+) -> None:
+    listed = page(client_for(ana), f"{LIST}?application=settings")
+    assert change_url(keyed) not in listed
 
 
 def test_rejected_key_can_be_replaced(sandbox: Sandbox, keyed: Credential, ana: User) -> None:

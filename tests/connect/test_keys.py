@@ -1,10 +1,15 @@
 """Keys instead of OAuth: stored, used, never refreshed, and watched."""
 
 import asyncio
+import json
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from io import StringIO
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.test import override_settings
 from django.utils import timezone
 
@@ -17,13 +22,18 @@ from django_infusionsoft.exceptions import (
     ReauthorizationRequired,
     TemporarilyUnavailable,
 )
-from django_infusionsoft.models import Credential
-from django_infusionsoft.monitoring.health import health_of
+from django_infusionsoft.models import Credential, WorkerState
+from django_infusionsoft.monitoring import alerts
+from django_infusionsoft.monitoring.health import HealthStatus, health_of
 from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.signals import reauthorization_required
+from tests.mails import mailing_by
 from tests.support import received, row, run
+from tests.web import change_url
 
 pytestmark = pytest.mark.django_db
+
+Connect = Callable[..., Credential]
 
 HEADERS = ["Authorization", "X-Keap-API-Key"]
 
@@ -32,6 +42,14 @@ HEADERS = ["Authorization", "X-Keap-API-Key"]
 def keyed(sandbox: Sandbox) -> Credential:
     """An account with a key."""
     return Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+
+
+@pytest.fixture
+def outbox(mailoutbox: list[Any]) -> Iterator[list[Any]]:
+    """The alerts that are sent."""
+    recipients = override_settings(INFUSIONSOFT_ALERT_RECIPIENTS=["ops@site.example"])
+    with mailing_by(), recipients:
+        yield mailoutbox
 
 
 def test_account_and_names_are_those_that_keap_says(sandbox: Sandbox) -> None:
@@ -86,9 +104,74 @@ def test_key_is_never_refreshed(sandbox: Sandbox, keyed: Credential) -> None:
             attempt()
     assert not keyed.may_be_refreshed
     assert sandbox.token_requests == []
-    health = health_of("default")
-    assert not health.is_worker_late or health.last_run_at is None
     assert row(keyed).condition == Condition.CONNECTED
+
+
+def test_site_with_keys_alone_needs_no_worker(keyed: Credential, outbox: list[Any]) -> None:
+    long_ago = timezone.now() - timedelta(days=1)
+    Credential.objects.update(connected_at=long_ago, issued_at=long_ago)
+    assert health_of("default").status == HealthStatus.OK
+    assert not alerts.send_pending("default")
+    assert outbox == []
+
+
+def test_key_gives_the_worker_of_a_new_grant_no_less_time(
+    keyed: Credential, connect: Connect, outbox: list[Any]
+) -> None:
+    Credential.objects.update(connected_at=timezone.now() - timedelta(days=1))
+    connect("cd456")
+    assert not alerts.send_pending("default")
+    assert outbox == []
+
+
+def test_run_leaves_a_key_alone_when_the_clock_has_stepped_back(keyed: Credential) -> None:
+    ahead = timezone.now() + timedelta(hours=6)
+    Credential.objects.update(issued_at=ahead)
+    WorkerState.objects.update_or_create(pk=1, defaults={"run_seen_at": ahead})
+    assert run() == {}
+    assert row(keyed).refresh_at is None
+
+
+def test_refresh_of_all_accounts_counts_and_lists_no_keys(
+    sandbox: Sandbox, keyed: Credential, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect("cd456")
+    sandbox.revoke_key(keyed.access_token)
+    with pytest.raises(ReauthorizationRequired):
+        keyed.session().get("v2/contacts")
+    Credential.objects.add_key(key=sandbox.issue_key("ef789"))
+    questions: list[str] = []
+
+    def say_yes(question: str) -> str:
+        questions.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", say_yes)
+    output = StringIO()
+    call_command("infusionsoft_refresh", "--all", stdout=output, stderr=StringIO())
+    assert "all 1 connected accounts" in questions[0]
+    assert "ab123" not in output.getvalue()
+
+
+def test_status_shows_that_a_key_does_not_expire(keyed: Credential) -> None:
+    output = StringIO()
+    call_command("infusionsoft_status", "--json", stdout=output)
+    (facts,) = json.loads(output.getvalue())["accounts"]
+    assert (facts["kind"], facts["expires_at"], facts["refresh_at"]) == ("key", None, None)
+    output = StringIO()
+    call_command("infusionsoft_status", stdout=output)
+    assert "9999" not in output.getvalue()
+
+
+def test_mail_about_a_rejected_key_leads_to_its_page(
+    sandbox: Sandbox, keyed: Credential, outbox: list[Any]
+) -> None:
+    sandbox.revoke_key(keyed.access_token)
+    with pytest.raises(ReauthorizationRequired):
+        keyed.session().get("v2/contacts")
+    (mail,) = outbox
+    assert "Keap rejects the key" in mail.body
+    assert mail.body.split()[-1].endswith(change_url(keyed))
 
 
 def test_rejected_key_needs_attention_after_keap_has_confirmed_it(

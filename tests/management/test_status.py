@@ -152,6 +152,7 @@ def test_json_output_is_one_object(healthy: Credential) -> None:
         "account": "ab123",
         "id": healthy.pk,
         "name": "Žižek",
+        "kind": "grant",
         "application": None,
         "condition": "needs_attention",
         "reason": "revoked",

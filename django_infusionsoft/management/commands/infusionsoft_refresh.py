@@ -220,7 +220,7 @@ def _facts(credential: Credential) -> dict[str, Any]:
         "status": credential.status,
         "failures": credential.failures,
         "due_at": iso_format(credential.refresh_at),
-        "expires_at": iso_format(credential.expires_at),
+        "expires_at": iso_format(credential.access_token_expires_at),
     }
 
 
