@@ -33,7 +33,7 @@ from django_infusionsoft.exceptions import (
     TemporarilyUnavailable,
 )
 from django_infusionsoft.models import Application, Credential, CredentialQuerySet
-from django_infusionsoft.redaction import hide_posted
+from django_infusionsoft.redaction import clears_locals, hide_posted
 from django_infusionsoft.storage.applications import blocked
 from django_infusionsoft.storage.database import outside_atomic_requests
 
@@ -114,6 +114,7 @@ class CredentialActions(CredentialAdminBase):
         title, shown = _("Connect a Keap account"), self._choices(choices, next_url)
         return self._render(request, "connect", {"title": title, "choices": shown})
 
+    @clears_locals
     def key_view(self, request: HttpRequest) -> HttpResponse:
         """The page "Add a key", also for a new key in place of a rejected one."""
         if not self.has_key_permission(request):

@@ -28,7 +28,7 @@ from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.storage import database
 from tests.error_reports import Browser, Reports, Secrets, mailing, reporting
-from tests.web import APPLICATIONS, client_for, go_to_keap, parameter
+from tests.web import APPLICATIONS, LIST, client_for, go_to_keap, parameter
 
 pytestmark = pytest.mark.django_db
 
@@ -215,6 +215,33 @@ def test_no_report_of_a_failed_callback_contains_a_secret(
         status = browser.visit(come_back).status_code
     secrets.add_grants(sandbox)
     assert (status, reports.leaks(secrets)) == (CALLBACK_STATUS.get(failure, 503), [])
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_no_report_of_a_key_contains_it(
+    failure: str, sandbox: Sandbox, secrets: Secrets, reports: Reports
+) -> None:
+    secrets.values["key"] = sandbox.issue_key("ef789")
+    secrets.values["rejected key"] = sandbox.issue_key("cd456")
+    Credential.objects.get(account="cd456").disconnect()
+    keyed = Credential.objects.add_key(key=secrets.values["rejected key"])
+    sandbox.revoke_key(secrets.values["rejected key"])
+    with FAILURES[failure](sandbox):
+        reports.of(lambda: Credential.objects.add_key(key=secrets.values["key"]))
+        reports.of(lambda: keyed.session().get("v2/contacts"))
+    assert reports.leaks(secrets) == []
+
+
+@pytest.mark.parametrize("failure", ["no failure", "database", "encryption key", "cipher", "503"])
+def test_no_report_of_the_form_for_keys_contains_a_secret(
+    failure: str, sandbox: Sandbox, secrets: Secrets, browser: Browser, reports: Reports
+) -> None:
+    secrets.values["key"] = sandbox.issue_key("ef789")
+    form = {"key": secrets.values["key"], "csrfmiddlewaretoken": CSRF_TOKEN}
+    with FAILURES[failure](sandbox):
+        response = browser.post(f"{LIST}key/", form)
+    expected = {"no failure": 302, "database": 500, "cipher": 500}.get(failure, 200)
+    assert (response.status_code, reports.leaks(secrets)) == (expected, [])
 
 
 @pytest.mark.parametrize("failure", ["no failure", "database", "encryption key"])
