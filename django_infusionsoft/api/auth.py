@@ -7,7 +7,12 @@ from requests.auth import AuthBase
 from requests.utils import rewind_body
 
 from django_infusionsoft.exceptions import ReplacedRecently
-from django_infusionsoft.keap.headers import access_token_in, authorization
+from django_infusionsoft.keap.headers import (
+    AUTHORIZATION,
+    KEY_HEADER,
+    access_token_in,
+    authorization,
+)
 from django_infusionsoft.keap.urls import is_at_keap, refusal
 from django_infusionsoft.redaction import clears_locals
 from django_infusionsoft.refresh import single
@@ -69,6 +74,8 @@ class Bearer(AuthBase):
             return None  # the caller can repeat it, with the new access token
         again = request.copy()
         name, value = authorization(access_token, is_key=self._credential.is_key)
+        for each in (AUTHORIZATION, KEY_HEADER):  # a key may have replaced a grant
+            again.headers.pop(each, None)
         again.headers[name] = value
         return again
 
@@ -87,6 +94,9 @@ class BearerAuth(Bearer):
 
     @clears_locals
     def _repeat_after_401(self, response: requests.Response, **kwargs: Any) -> requests.Response:
+        if response.is_redirect:
+            # requests removes only Authorization before it follows one to another host.
+            response.request.headers.pop(KEY_HEADER, None)
         if response.status_code != UNAUTHORIZED:
             return response
         # A request redirected to another host has this hook, but not the access token.

@@ -10,6 +10,7 @@ from django_infusionsoft.redaction import Secret
 
 AUTHORIZATION: Final = "Authorization"
 BEARER: Final = "Bearer "
+KEY_HEADER: Final = "X-Keap-API-Key"
 LONGEST_SECONDS: Final = 86_400.0
 
 
@@ -28,7 +29,7 @@ def access_token_in(headers: Mapping[str, str]) -> Secret | None:
     value = headers.get(AUTHORIZATION, "")
     if value.startswith(BEARER):
         return Secret(value.removeprefix(BEARER))
-    key = headers.get("X-Keap-API-Key")
+    key = headers.get(KEY_HEADER)
     return Secret(key) if key else None
 
 

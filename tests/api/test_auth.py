@@ -10,6 +10,7 @@ from django_infusionsoft.exceptions import ConfigurationError
 from django_infusionsoft.models import Credential
 from django_infusionsoft.sandbox import Sandbox, faults
 from tests.api.scripted import answering, reply
+from tests.support import row
 
 
 def test_session_of_the_caller_is_authenticated(sandbox: Sandbox, credential: Credential) -> None:
@@ -56,6 +57,36 @@ def test_access_token_is_not_sent_when_keap_redirects_to_another_host(
         assert session.get(keap.url).status_code == 401
     assert b"authorization" in keap.heads[0].lower()
     assert b"authorization" not in other.heads[0].lower()
+
+
+@pytest.mark.django_db
+def test_key_is_not_sent_when_keap_redirects_to_another_host(sandbox: Sandbox) -> None:
+    keyed = Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+    with (
+        override_settings(INFUSIONSOFT_KEY_HEADER="X-Keap-API-Key"),
+        answering(reply(200)) as other,
+        answering(reply(302, Location=other.url)) as keap,
+        requests.Session() as session,
+    ):
+        session.auth = keyed.auth
+        assert session.get(keap.url).ok
+    assert b"x-keap-api-key" in keap.heads[0].lower()
+    assert b"x-keap-api-key" not in other.heads[0].lower()
+
+
+@pytest.mark.parametrize("of_the_app", [True, False])
+def test_key_that_replaces_a_grant_is_sent_alone(
+    sandbox: Sandbox, credential: Credential, of_the_app: bool
+) -> None:
+    row(credential).disconnect()
+    sandbox.revoke("ab123")
+    Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+    session = credential.session() if of_the_app else requests.Session()
+    session.auth = session.auth or credential.auth
+    with override_settings(INFUSIONSOFT_KEY_HEADER="X-Keap-API-Key"):
+        response = session.get(f"{sandbox.api_url}v2/contacts")
+    assert response.status_code == 200
+    assert "Authorization" not in response.request.headers
 
 
 def test_hook_that_repeats_the_request_works_in_a_session_of_the_app(
