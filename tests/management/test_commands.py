@@ -189,7 +189,8 @@ def test_dry_run_lists_the_due_accounts_with_the_most_urgent_first(
     output, code = run("infusionsoft_refresh", "--dry-run")
     *lines, last = output.splitlines()
     assert [line.split()[0] for line in lines] == [MANY[1], MANY[0], MANY[2]]
-    assert f"due since {timezone.localtime():%Y-%m}" in lines[0]
+    most_urgent = timezone.localtime(Credential.objects.get(account=MANY[1]).refresh_at)
+    assert f"due since {most_urgent:%Y-%m-%d}" in lines[0]
     assert (last, code) == ("due=3", 0)
     assert sandbox.token_requests == []
     assert list(Credential.objects.order_by("pk").values()) == before

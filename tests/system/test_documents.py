@@ -195,7 +195,7 @@ def test_new_project_passes_the_checks(project: Project) -> None:
 def test_first_call_shows_the_contacts_of_the_account(project: Project) -> None:
     (first_call,) = [block for _, block in python_blocks() if "contacts = credential." in block]
     output = project.shell(first_call + 'print([c["given_name"] for c in contacts])')
-    assert "['Bea', 'Otto']" in output
+    assert "['Bea', 'Otto'" in output  # other snippets may have added contacts
 
 
 def test_metrics_count_the_signals(project: Project) -> None:
