@@ -15,6 +15,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 from django.test import override_settings
 
+from django_infusionsoft.api import retries
 from django_infusionsoft.api.async_session import AsyncCredentialSession
 from django_infusionsoft.exceptions import (
     ApiError,
@@ -256,12 +257,40 @@ def test_only_reads_follow_redirects_within_the_api(
     assert run(credential, lambda session: session.get("v2/contacts")).status_code == 302
 
 
-def test_items_are_yielded(sandbox: Sandbox, credential: Credential) -> None:
-    async def use(session: AsyncCredentialSession) -> list[str]:
-        return [each["given_name"] async for each in session.items("v1/contacts", limit=1)]
+def test_each_item_is_yielded_once_although_pages_fail(
+    sandbox: Sandbox, credential: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.01)
 
-    sandbox.plan(faults.drop_after(), endpoint="api")
-    assert run(credential, use) == ["Bea", "Otto"]
+    async def use(session: AsyncCredentialSession) -> list[str]:
+        found: list[str] = []
+        async for contact in session.items("v1/contacts", limit=1):
+            if not found:
+                sandbox.revoke_access_tokens("ab123")
+                sandbox.plan(faults.throttled(retry_after=0), endpoint="api")
+                sandbox.plan(faults.drop_midway(), endpoint="api")
+            found.append(str(contact["id"]))
+        return found
+
+    assert run(credential, use) == [each["id"] for each in sandbox.contacts]
+
+
+def test_custom_fields_are_updated_and_read_by_label(
+    sandbox: Sandbox, credential: Credential
+) -> None:
+    url = f"v2/contacts/{sandbox.contacts[0]['id']}"
+
+    async def use(session: AsyncCredentialSession) -> dict[str, Any]:
+        for label in ("Shoe Size", "Color"):
+            field = {"label": label, "field_type": "TEXT"}
+            await session.call("POST", "v2/contacts/model/customFields", json=field)
+        await session.update(url, {"custom_fields": {"Shoe Size": "38"}})
+        color = await session.custom_fields("contacts", {"Color": "blue"})
+        await session.update(url, {"custom_fields": color})
+        found = await session.call("GET", url)
+        return await session.custom_field_values("contacts", found)
+
+    assert run(credential, use) == {"Shoe Size": "38", "Color": "blue"}
 
 
 def test_session_of_requests_is_refused_on_an_event_loop(credential: Credential) -> None:
