@@ -14,7 +14,7 @@ from django_infusionsoft.connect.profiles import TIMEOUT_SECONDS, Profile, profi
 from django_infusionsoft.exceptions import InfusionsoftError, TemporarilyUnavailable
 from django_infusionsoft.keap import userinfo
 from django_infusionsoft.monitoring import history
-from django_infusionsoft.refresh import single
+from django_infusionsoft.refresh import keys, single
 from django_infusionsoft.refresh.storing import outcome_of
 from django_infusionsoft.storage.credentials import CredentialRow
 
@@ -48,6 +48,8 @@ def test(credential: CredentialRow, *, user: AbstractBaseUser | None) -> Answer:
     :raises InfusionsoftError: there is no valid access token, or the API cannot be reached.
     """
     try:
+        if credential.is_key:
+            keys.ask_again(credential, user=user)
         answer = _ask(credential)
     except InfusionsoftError as error:
         outcome, detail = outcome_of(error), str(error)

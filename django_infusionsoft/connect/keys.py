@@ -1,7 +1,6 @@
 """Adds keys: Keap's personal access tokens and service account keys (keap-facts 5)."""
 
 import re
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from django.contrib.auth.base_user import AbstractBaseUser
@@ -16,12 +15,11 @@ from django_infusionsoft.fields import seal
 from django_infusionsoft.keap import userinfo
 from django_infusionsoft.keap.oauth import normalize_account
 from django_infusionsoft.monitoring import history
+from django_infusionsoft.refresh.keys import NEVER
 from django_infusionsoft.refresh.storing import RENEWED
 from django_infusionsoft.storage.credentials import Row
 from django_infusionsoft.storage.database import DatabaseNow
 
-# Keap publishes no end of a key.
-NEVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 UNAUTHORIZED: Final = 401
 
 
@@ -49,6 +47,7 @@ def add(
         "expires_at": NEVER,
         "refresh_at": None,
         "api_rejections": 0,
+        "presented_again_at": None,
         "authorized_by_id": user.pk if user else None,
         "account_name": name or profile.account_name,
         "keap_user": profile.keap_user,

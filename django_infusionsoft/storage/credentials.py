@@ -157,7 +157,7 @@ class CredentialRow(GuardedModel):
     api_rejections = models.PositiveIntegerField(default=0, editable=False)
     # Whether the last rejection of the refresh token may be due to the client or the server.
     is_doubted = models.BooleanField(default=False, editable=False)
-    # When a user last had a rejected refresh token presented again.
+    # When a rejected refresh token or key was last presented again.
     presented_again_at = models.DateTimeField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
     lease_id = models.CharField(max_length=32, blank=True, editable=False)

@@ -28,7 +28,7 @@ from django_infusionsoft.monitoring.health import HealthStatus, health_of
 from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.signals import reauthorization_required
 from tests.mails import mailing_by
-from tests.support import received, row, run
+from tests.support import received, row, run, threads
 from tests.web import change_url
 
 pytestmark = pytest.mark.django_db
@@ -201,6 +201,59 @@ def test_key_stays_valid_when_keap_accepts_it(sandbox: Sandbox, keyed: Credentia
     assert keyed.session().get("v2/contacts").status_code == 401
     assert row(keyed).condition == Condition.CONNECTED
     assert keyed.session().get("v2/contacts").status_code == 200
+
+
+def test_keap_is_asked_about_a_key_once_a_minute(sandbox: Sandbox, keyed: Credential) -> None:
+    def answers(path: str) -> list[int]:
+        """Let the API reject a request, and return all answers."""
+        before = len(sandbox.api_requests)
+        sandbox.plan(faults.answer(401, {}), endpoint="api")
+        assert keyed.session().get(path).status_code == 401
+        return [each.status for each in sandbox.api_requests][before:]
+
+    assert answers("v2/contacts") == [401, 200]
+    assert answers("v2/contacts") == [401]
+    minute_ago = timezone.now() - timedelta(minutes=1)
+    Credential.objects.update(presented_again_at=minute_ago)
+    assert answers("v2/contacts") == [401, 200]
+    sandbox.revoke_key(keyed.access_token)
+    renewed = Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+    sandbox.revoke_key(renewed.access_token)
+    with pytest.raises(ReauthorizationRequired):
+        renewed.session().get("v2/contacts")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_key_that_is_added_while_keap_is_asked_about_the_old_one_is_used(
+    sandbox: Sandbox, keyed: Credential
+) -> None:
+    sandbox.revoke_key(keyed.access_token)
+    sandbox.plan(faults.answer(401, {}), endpoint="api")
+    gate = sandbox.hold(endpoint="api")
+    with threads(1) as start:
+        status = start(lambda: row(keyed).session().get("v2/contacts").status_code)
+        gate.wait_until_processed()
+        Credential.objects.add_key(key=sandbox.issue_key("ab123"))
+        gate.release()
+        assert status.result() == 200
+    assert row(keyed).condition == Condition.CONNECTED
+
+
+def test_test_of_the_connection_takes_a_key_back_that_was_rejected_by_mistake(
+    sandbox: Sandbox, keyed: Credential
+) -> None:
+    sandbox.plan(faults.answer(401, {}), endpoint="api", times=3)
+    with pytest.raises(ReauthorizationRequired):
+        keyed.session().get("v2/contacts")
+    with pytest.raises(ReauthorizationRequired):
+        row(keyed).test_connection()
+    assert row(keyed).condition == Condition.NEEDS_ATTENTION
+    user = User.objects.create_user("ana")
+    assert row(keyed).test_connection(user=user).is_ok
+    assert row(keyed).condition == Condition.CONNECTED
+    assert row(keyed).session().get("v2/contacts").ok
+    kinds = [(each.kind, each.user) for each in keyed.events.all()[:2]]
+    assert kinds == [("tested", user), ("reconnected", user)]
 
 
 def test_new_key_takes_the_place_of_the_old_one(sandbox: Sandbox, keyed: Credential) -> None:
