@@ -274,6 +274,22 @@ def tasks(bench: Bench) -> Iterator[Row]:
     )  # fmt: skip
 
 
+def items(bench: Bench) -> Iterator[Row]:
+    few, many = bench.scale.listed
+    bench.sandbox.add_contacts(many)
+    job = {**_api_job(bench), "page_size": few, "listed": many}
+    print_progress("items()")
+    facts = run_timed("lists", job).facts
+    yield Row(
+        f"items() of {many:,} contacts; a loop with requests", "seconds", facts["ours"],
+        facts["plain"], facts["ratio"], Bar(1.10),
+    )  # fmt: skip
+    most, least = (
+        run_timed("items", {**job, "read": number}).peak_bytes / MEGABYTE for number in (many, few)
+    )
+    yield Row(f"its peak memory; of {few:,}", "MB", most, least, most / least, Bar(1.10))
+
+
 def _api_job(bench: Bench) -> dict[str, Any]:
     bench.store_due(1)
     return {
@@ -331,6 +347,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "session": session,
     "threads": threads,
     "tasks": tasks,
+    "items": items,
     "peers": peers,
     "growth": growth,
     "history": history,

@@ -64,6 +64,10 @@ class SandboxProcess:
         """Delay the answer to each call of the API from now on."""
         self._call("set_api_latency", seconds)
 
+    def add_contacts(self, number: int) -> None:
+        """Add contacts to the first account until it has this number."""
+        self._call("add_contacts", number)
+
     @property
     def cpu_seconds(self) -> float:
         """User and system time of the process since its start."""
@@ -95,6 +99,8 @@ class _CommandHandler:
             return self._set_latency(value, "refresh")
         if command == "set_api_latency":
             return self._set_latency(value, "api")
+        if command == "add_contacts":
+            return self._add_contacts(value)
         return sum(os.times()[:2])
 
     def _issue(self, number: int) -> list[Grant]:
@@ -103,6 +109,11 @@ class _CommandHandler:
         return [
             Grant(name, reply["access_token"], reply["refresh_token"]) for name, reply in replies
         ]
+
+    def _add_contacts(self, number: int) -> None:
+        for each in range(len(self._sandbox.contacts), number):
+            email = {"field": "EMAIL1", "email": f"contact{each}@ex.test"}
+            self._sandbox.add("contacts", {"given_name": "Bea", "email_addresses": [email]})
 
     def _set_latency(self, seconds: float, endpoint: Endpoint) -> None:
         self._sandbox.clear_plan()

@@ -26,6 +26,8 @@ class Scale:
     memory_due: tuple[int, int]
     api_calls: int
     """How many calls of each kind are timed."""
+    listed: tuple[int, int]
+    """Numbers of contacts: in a page, and in the list."""
     peers_due: int
     growth_stored: tuple[int, ...]
     growth_stored_due: int
@@ -50,6 +52,7 @@ SCALES: Final[Mapping[str, Scale]] = {
         claim_stored=(10_000, 1_000_000),
         memory_due=(1000, 100_000),
         api_calls=2000,
+        listed=(1000, 100_000),
         peers_due=200,
         growth_stored=(1000, 10_000, 100_000, 1_000_000),
         growth_stored_due=1000,
@@ -68,6 +71,7 @@ SCALES: Final[Mapping[str, Scale]] = {
         claim_stored=(1000, 5000),
         memory_due=(50, 100),
         api_calls=100,
+        listed=(10, 60),
         peers_due=10,
         growth_stored=(100, 1000),
         growth_stored_due=50,

@@ -50,6 +50,7 @@ NAMES: Final = (
     "session",
     "threads",
     "tasks",
+    "items",
     "peers",
     "growth",
     "history",

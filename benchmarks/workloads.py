@@ -10,6 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ RUN_SECONDS: Final = 3600.0
 TIMEOUT_SECONDS: Final = 30.0
 CONTENT_LENGTH: Final = re.compile(rb"\r\nContent-Length: *(\d+)\r\n", re.IGNORECASE)
 API_PATH: Final = "v1/account/profile"
+CONTACTS_PATH: Final = "v2/contacts"
 # The kinds of calls alternate in blocks, so that other load affects both equally.
 BLOCK: Final = 10
 
@@ -134,6 +136,53 @@ def calls_in_threads(job: Job) -> Work:
     return work
 
 
+def lists(job: Job) -> Work:
+    """All contacts by ``items()`` and by a loop written by hand, alternately."""
+    django.setup()
+    from django_infusionsoft.models import Credential
+
+    ours, plain = Credential.objects.for_account(job["account"]).session(), _plain_session(job)
+    url, size = job["api_url"] + CONTACTS_PATH, job["page_size"]
+    for session in (ours, plain):
+        session.get(url, params={"page_size": 1})  # connects
+
+    def by_hand() -> int:
+        return _count_by_hand(plain, url, size)
+
+    def by_items() -> int:
+        return sum(1 for _ in ours.items(CONTACTS_PATH, page_size=size))
+
+    def seconds(read: Callable[[], int]) -> float:
+        started = time.perf_counter()
+        if (found := read()) != job["listed"]:
+            raise RuntimeError(f"{read.__name__} has found {found} contacts.")
+        return time.perf_counter() - started
+
+    def work() -> dict[str, Any]:
+        rounds = [(seconds(by_items), seconds(by_hand)) for _ in range(job["rounds"])]
+        return {
+            "ours": statistics.median(each for each, _ in rounds),
+            "plain": statistics.median(each for _, each in rounds),
+            "ratio": statistics.median(own / theirs for own, theirs in rounds),
+        }
+
+    return work
+
+
+def items(job: Job) -> Work:
+    """The first contacts of a list by ``items()``."""
+    django.setup()
+    from django_infusionsoft.models import Credential
+
+    session = Credential.objects.for_account(job["account"]).session()
+
+    def work() -> dict[str, Any]:
+        found = session.items(CONTACTS_PATH, page_size=job["page_size"])
+        return {"read": sum(1 for _ in islice(found, job["read"]))}
+
+    return work
+
+
 def async_calls(job: Job) -> Work:
     """Tasks of an event loop that share a session; and the bare client of httpx2."""
     django.setup()
@@ -197,8 +246,23 @@ WORKLOADS: Final[Mapping[str, Prepare]] = {
     "async_calls": async_calls,
     "calls_in_threads": calls_in_threads,
     "calls_of_requests": calls_of_requests,
+    "items": items,
+    "lists": lists,
     "peers": peers,
 }
+
+
+def _count_by_hand(session: requests.Session, url: str, size: int) -> int:
+    number, params = 0, {"page_size": str(size)}
+    while True:
+        response = session.get(url, params=params)
+        response.raise_for_status()
+        page = response.json()
+        for _ in page["contacts"]:
+            number += 1
+        if not page["next_page_token"]:
+            return number
+        params["page_token"] = page["next_page_token"]
 
 
 def _in_threads(

@@ -20,6 +20,7 @@ SHORT_MEASURES = (
     "session",
     "threads",
     "tasks",
+    "items",
     "growth",
     "history",
 )
