@@ -1,10 +1,12 @@
 """Helpers that several tests use."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from unittest import mock
 
 from django.db import OperationalError, connection, connections
 from django.dispatch import Signal
@@ -61,6 +63,23 @@ def threads(count: int) -> Iterator[Callable[[Callable[[], T]], Future[T]]]:
 
     with ThreadPoolExecutor(count) as pool:
         yield lambda function: pool.submit(closing, function)
+
+
+@contextmanager
+def thread_limit(name: str, limit: int = 0) -> Iterator[None]:
+    """Let only so many threads of this name start, as if the system allowed no more."""
+    begin, left = threading.Thread.start, limit
+
+    def start(self: threading.Thread) -> None:
+        nonlocal left
+        if self.name == name:
+            if not left:
+                raise RuntimeError("can't start new thread")
+            left -= 1
+        begin(self)
+
+    with mock.patch.object(threading.Thread, "start", start):
+        yield
 
 
 def end_leases() -> None:

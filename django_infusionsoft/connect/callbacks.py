@@ -30,7 +30,7 @@ AFTER_EXCHANGE_SECONDS: Final = 10.0
 # with its refreshes. One user must not use up what the others need.
 MAX_EXCHANGES_OF_USER: Final = 10
 MAX_EXCHANGES_OF_APPLICATION: Final = 30
-EXCHANGES_SECONDS: Final = 60.0
+EXCHANGES_SECONDS: Final = 60
 # Longer than a state is valid, whatever the clocks of the machines are.
 RETENTION_SECONDS: Final = 86_400.0
 

@@ -53,6 +53,10 @@ FINISH_PAUSE_SECONDS: Final = 0.2
 # Added at the end of a lease: if this process was stopped, the answer may have arrived, and its
 # thread needs a moment to read it.
 GRACE_SECONDS: Final = 1.0
+NO_THREAD: Final = (
+    "No thread can be started to call Keap: nothing was sent. Raise the limit of processes or of "
+    "memory, or retry later."
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -121,7 +125,10 @@ class AttemptPool:
         return self._failures[application_id] >= FAILURES_THAT_HALT
 
     def start(self, claim: Claim) -> None:
-        """Let the next free thread present the refresh token."""
+        """Let the next free thread present the refresh token.
+
+        :raises TemporarilyUnavailable: the pool has no thread, and the process may start none.
+        """
         lease = claim.lease
         call = _Call(
             claim,
@@ -136,9 +143,11 @@ class AttemptPool:
                 # The interpreter's exit would wait for the threads of a ThreadPoolExecutor.
                 threading.Thread(target=self._work, name="infusionsoft", daemon=True).start()
                 self._threads += 1
-        except RuntimeError:  # no more threads; an existing one may have begun the call
+        except RuntimeError as error:
+            if self._threads:
+                return  # fewer than the concurrency do it, too
             self._unused += self._withdraw([call])
-            raise
+            raise TemporarilyUnavailable(NO_THREAD) from error
 
     def results(self, *, timeout_seconds: float = math.inf) -> Iterator[AttemptResult]:
         """Wait for an answer; store and report all that have arrived.

@@ -28,6 +28,7 @@ class ErrorPage(Exception):
 
     :param detail: the technical cause, for site administrators.
     :param pending: the authorization request that failed, so that the user can start it again.
+    :param retry_after: the seconds after which it may succeed, if known (RFC 9110 section 10.2.3).
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class ErrorPage(Exception):
         status: int,
         detail: object = "",
         pending: PendingAuthorization | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(title)
         self.title, self.text, self.status = title, text, status
         self.detail, self.pending = str(detail), pending
+        self.retry_after = retry_after
 
     def as_dict(self) -> dict[str, Any]:
         """Return it in the types of JSON."""
@@ -116,9 +119,12 @@ class KeapView(PermissionRequiredMixin, View):
             "retry_url": self._authorize_url(pending),
             "back_url": pending.next_url if pending else "",
         }
-        return self._protected(
-            render(self.request, self.error_template_name, context, status=error_page.status)
+        response = render(
+            self.request, self.error_template_name, context, status=error_page.status
         )
+        if error_page.retry_after is not None:
+            response.headers["Retry-After"] = str(error_page.retry_after)
+        return self._protected(response)
 
     def _protected(self, response: Response) -> Response:
         """Return the response with headers against caches, referrers and frames."""

@@ -214,6 +214,7 @@ def _require_few_exchanges(response: callbacks.Response, pending: PendingAuthori
             _("Nothing was connected. Start again in a minute."),
             status=429,
             pending=pending,
+            retry_after=callbacks.EXCHANGES_SECONDS,
         )
 
 

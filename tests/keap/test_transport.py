@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from django_infusionsoft.keap import oauth, transport
 from django_infusionsoft.keap.sent import Call, making
 from django_infusionsoft.sandbox import Sandbox, faults
 from tests.keap.endpoints import in_child, listening, naming
+from tests.support import thread_limit
 
 CLIENT = oauth.Client("sandbox-client", "sandbox-secret")
 SHORT_TIMEOUT = override_settings(INFUSIONSOFT_READ_TIMEOUT_SECONDS=0.3)
@@ -66,13 +66,11 @@ def test_forked_process_uses_connections_of_its_own(fork: Callable[[], int]) -> 
 
 
 def test_nothing_is_sent_when_no_thread_can_be_started(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox,
 ) -> None:
-    def fail(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", fail)
-        with pytest.raises(TemporarilyUnavailable, match="nothing was sent"):
-            oauth.probe(CLIENT)
+    with (
+        thread_limit("infusionsoft-call"),
+        pytest.raises(TemporarilyUnavailable, match="nothing was sent"),
+    ):
+        oauth.probe(CLIENT)
     assert sandbox.token_requests == []

@@ -18,6 +18,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from django_infusionsoft.exceptions import TemporarilyUnavailable
 from django_infusionsoft.fields import Ciphertext, get_cipher
 from django_infusionsoft.keap.oauth import TokenPair
 from django_infusionsoft.models import Application, ApplicationState, Credential, CredentialEvent
@@ -25,7 +26,7 @@ from django_infusionsoft.refresh import leases
 from django_infusionsoft.refresh.attempt_pool import FAILURES_THAT_HALT
 from django_infusionsoft.refresh.run_result import Run
 from django_infusionsoft.sandbox import Fault, Gate, Sandbox, faults
-from tests.support import end_leases, keap_with, row, threads
+from tests.support import end_leases, keap_with, row, thread_limit, threads
 from tests.web import OTHER_KEY
 
 Due = Callable[..., Credential]
@@ -267,6 +268,25 @@ def test_all_other_replies_of_a_batch_are_stored_when_storing_one_fails(
     assert row(broken).generation == 1
     assert counts(Credential.objects.refresh_due()) == {"refreshed": 1}
     assert row(broken).generation == 2
+
+
+def test_run_refreshes_everything_with_the_threads_that_the_system_allows(
+    batch: list[Credential],
+) -> None:
+    with thread_limit("infusionsoft", 1):
+        assert counts(Credential.objects.refresh_due()) == {"refreshed": 12}
+
+
+def test_run_says_that_nothing_was_sent_when_no_thread_can_be_started(
+    sandbox: Sandbox, batch: list[Credential]
+) -> None:
+    with (
+        thread_limit("infusionsoft"),
+        pytest.raises(TemporarilyUnavailable, match="No thread can be started"),
+    ):
+        Credential.objects.refresh_due()
+    assert sandbox.token_requests == []
+    assert_unchanged(batch)
 
 
 def test_credential_is_skipped_when_another_process_is_refreshing_it(

@@ -24,7 +24,7 @@ from django_infusionsoft.refresh import attempt_pool, single
 from django_infusionsoft.refresh.spool import OUTCOME
 from django_infusionsoft.sandbox import Sandbox, faults
 from django_infusionsoft.storage import database
-from tests.support import end_leases, failing_updates, row, run, threads
+from tests.support import end_leases, failing_updates, row, run, thread_limit, threads
 
 LIMIT_SECONDS = 1.0
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -288,6 +288,33 @@ def test_claim_is_released_when_nothing_can_be_sent(
     assert row(expired).get_access_token() == row(expired).access_token
     assert row(expired).unanswered_attempts == 0
     assert len(sandbox.token_requests) == 1
+
+
+def test_caller_is_told_that_nothing_was_sent_when_no_thread_can_be_started(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    with (
+        thread_limit("infusionsoft"),
+        pytest.raises(TemporarilyUnavailable, match="No thread can be started"),
+    ):
+        expired.get_access_token()
+    assert sandbox.token_requests == []
+    assert row(expired).lease_until is None
+    assert row(expired).get_access_token() == row(expired).access_token
+    assert row(expired).unanswered_attempts == 0
+
+
+def test_reply_is_stored_by_the_caller_when_no_thread_can_be_started_for_it(
+    sandbox: Sandbox, expired: Credential
+) -> None:
+    answered_late(sandbox)
+    with (
+        thread_limit("infusionsoft-store"),
+        pytest.raises(TemporarilyUnavailable, match="has not replied for 1 seconds"),
+    ):
+        expired.get_access_token()
+    assert storing_threads() == []
+    assert row(expired).generation == 2
 
 
 def test_caller_waits_to_the_end_in_a_process_that_ends_without_its_threads(

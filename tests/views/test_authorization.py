@@ -618,6 +618,7 @@ def test_codes_of_one_user_stop_no_refresh_of_others(
         assert callback_with(client, "code=nonsense").status_code == 503
     response = callback_with(client, "code=nonsense")
     assert response.status_code == 429
+    assert response.headers["Retry-After"] == "60"
     assert "Too many attempts" in text_of(response)
     assert "Start again" in text_of(response)
     assert len(sandbox.token_requests) == 10
