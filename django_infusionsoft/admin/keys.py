@@ -15,7 +15,7 @@ class KeyForm(forms.Form):
 
     key = forms.CharField(
         label=_("Key"),
-        widget=forms.PasswordInput(attrs={"autocomplete": "off", "size": 60}),
+        widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
         help_text=_(
             "Create a personal access token or a service account key in Keap under Settings, API "
             "Settings. It is stored encrypted, and never shown again."
